@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import nixery
+from nixery.access.audit import AuditLog
+from nixery.access.loading import AccessRules
+from nixery.access.quotas import Quotas
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
@@ -45,11 +48,12 @@ from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
+from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
-from nixery.server.app import Application, Handler
+from nixery.server.app import Application
 from nixery.server.clients import Clients
 from nixery.server.health import Health
-from nixery.server.http import AnswerWriter
+from nixery.server.http import AnswerWriter, Handler
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
@@ -59,6 +63,7 @@ from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.settings import Settings
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives, ChannelSource, channel_rule
@@ -146,6 +151,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
 
+    # Access.
+    quotas = Quotas()
+    rules = _access_rules(settings, resources, records, quotas)
+    audit = _audit_log(settings, resources)
+
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
         Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
@@ -227,9 +237,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
+        *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout)
+    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -252,11 +263,14 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # The server.
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
+    permissions = Permissions(catalogue, blobs, resources.platforms)
     registry = Registry(
-        Manifests(images, blobs, leases, catalogue, resources.platforms, index),
-        Blobs(blobs, small_blobs, leases, redirect=settings.blob_delivery != "proxy"),
-        Discovery(catalogue, public=settings.public_builds),
+        Manifests(images, blobs, leases, catalogue, permissions, index),
+        Blobs(blobs, small_blobs, leases, permissions, redirect=settings.blob_delivery != "proxy"),
+        Discovery(catalogue, permissions, public=settings.public_builds or rules is not None),
+        permissions,
         log_links=settings.public_builds,
+        audit=audit,
     )
     below, pages = _pages(
         settings,
@@ -291,6 +305,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
     clients = Clients(settings.trusted_proxies)
     observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
+    access = (
+        AccessControl(rules, quotas, resources.platforms, await rules.keys.secret("login"), audit)
+        if rules
+        else None
+    )
     application = Application(
         registry.answer,
         observation,
@@ -301,18 +320,21 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
+        access=access,
+        encrypted=settings.tls_certificate is not None,
     )
     admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
-        await asyncio.gather(layers.close(), images.close(), index.close())
+        closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
+        await asyncio.gather(*closing)
         await history.close()
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records)
+        background = _background(settings, resources, blobs, records, rules)
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
@@ -340,8 +362,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
         await leases.close()
-        if traces is not None:
-            traces.close()
+        for log in (traces, audit):
+            if log is not None:
+                await asyncio.to_thread(log.close)
         resources.roots.close()
         resources.temporary.close()
 
@@ -424,6 +447,21 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     return {"/api/": api.answer, "/": pages.answer}, pages
 
 
+def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
+    if settings.audit_log is None or resources.address is None:
+        return None
+    return AuditLog(None if settings.audit_log == Path("-") else settings.audit_log)
+
+
+def _access_rules(
+    settings: Settings, resources: Resources, records: RecordStore, quotas: Quotas
+) -> AccessRules | None:
+    """Load the access file; ``None`` without one, and in a command, which has no clients."""
+    if settings.access is None or resources.address is None:
+        return None
+    return AccessRules(settings.access, records, quotas)
+
+
 def _traces(settings: Settings) -> Traces | None:
     """Make the exporter of traces; ``None`` if the settings ask for none, or OpenTelemetry is not installed."""
     if not settings.traces:
@@ -451,7 +489,11 @@ async def _read_ahead(source: PackageSource, nix: Nix) -> None:
 
 
 def _background(
-    settings: Settings, resources: Resources, blobs: BlobStore, records: RecordStore
+    settings: Settings,
+    resources: Resources,
+    blobs: BlobStore,
+    records: RecordStore,
+    rules: AccessRules | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -460,6 +502,8 @@ def _background(
     high = settings.storage_high
     marks = Watermarks(high, settings.storage_low or high.times(_LOW)) if high is not None else None
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
+    if rules is not None:
+        work.append(rules.watch())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

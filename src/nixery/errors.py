@@ -39,6 +39,8 @@
     │   └── InternalError             a bug; the log has the traceback
     └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
+        ├── QuotaExceeded             likewise, and which limit of the access file
+        ├── IssuerUnreachable         an OpenID Connect issuer does not answer
         └── ShuttingDown
 
 Errors carry data. ``server/errors.py`` alone maps them to a status and a code; a test walks this tree.
@@ -421,6 +423,10 @@ class SettingsError(OperatorError):
         self.problems = problems
 
 
+class ApiTokenRefused(OperatorError):
+    """An API token cannot be created as asked, or the one to revoke does not exist."""
+
+
 class PushFailed(OperatorError):
     """Another registry does not accept an image, or does not answer."""
 
@@ -431,6 +437,47 @@ class InternalError(OperatorError):
     def __init__(self, request: str | None) -> None:
         of = f" of request {request}" if request else ""
         super().__init__(f"internal error; the server's log has the details{of}")
+
+
+class LoginRequired(NixeryError):
+    """The request has no credentials, wrong ones, or a token for other images."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"authentication required: {reason}")
+
+
+class AccessDenied(NixeryError):
+    """The rules of the registry do not allow what somebody asks for, and they may know that.
+
+    Args:
+        who: the identity.
+        what: that is not allowed, such as ``pull shell/git``.
+    """
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(f"{who} may not {what}: no rule of this registry allows it; ask who runs it")
+
+
+class NotVisible(NixeryError):
+    """Something does not exist, or somebody may not know that it does.
+
+    Args:
+        who: the identity.
+        what: that was asked for.
+    """
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(f"there is no {what} that {who} may use here; ask who runs this registry")
+
+
+class BuildNotAllowed(NixeryError):
+    """An image is not stored, and who asks for it may not have it built."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"image {name} was not built yet, and the rules of this registry do not let you have it built; "
+            "ask somebody who may to pull it first"
+        )
 
 
 class Unavailable(NixeryError):
@@ -459,7 +506,9 @@ class TooBusy(Unavailable):
     CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
+    LOGINS = "it completes {limit} logins at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
     )
@@ -474,6 +523,55 @@ class TooBusy(Unavailable):
         reason = why.format(limit=limit, waiting=waiting)
         super().__init__(f"the server is busy: {reason}; retry in {retry_after} seconds")
         self.retry_after = retry_after
+
+
+class QuotaExceeded(Unavailable):
+    """A client has used up a quota of the access file.
+
+    Args:
+        limit: one of the constants below, with a placeholder for ``allowed``.
+        allowed: the value of the limit.
+        retry_after: seconds after which a retry makes sense.
+
+    Attributes:
+        retry_after: as above.
+    """
+
+    REQUESTS = "requests a minute are limited to {allowed} for this client (requests-per-minute)"
+    BUILDS = "builds an hour are limited to {allowed} for this client (builds-per-hour)"
+    AT_ONCE = "builds that run or wait are limited to {allowed} for this client (builds-at-once)"
+    BYTES = "images built a day are limited to {size} for this client (bytes-per-day)"
+
+    def __init__(self, limit: str, allowed: int, retry_after: int) -> None:
+        reason = limit.format(allowed=allowed, size=_readable(allowed))
+        super().__init__(f"quota exceeded: {reason}; retry in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+class TooManyFailedLogins(TooBusy):
+    """Too many passwords from an address, or for a user, were wrong.
+
+    Args:
+        retry_after: seconds after which another attempt is admitted.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        # Not the message of a busy server. It is the same for users that do not exist.
+        Unavailable.__init__(
+            self,
+            "too many log-ins with wrong passwords from this address or for this user; "
+            f"retry in {retry_after} seconds",
+        )
+        self.retry_after = retry_after
+
+
+class IssuerUnreachable(Unavailable):
+    """An OpenID Connect issuer does not answer, or its answer is not usable; the log says why."""
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(
+            f"cannot get the keys or the answer of the OpenID Connect issuer {issuer}; retry in a few seconds"
+        )
 
 
 class ShuttingDown(Unavailable):

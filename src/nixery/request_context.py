@@ -71,6 +71,11 @@ class RequestContext:
         """The client that sent the request."""
         return self._client or INTERNAL
 
+    @property
+    def address(self) -> str:
+        """The address that sent the request, as a client's name; empty if it is not known any more."""
+        return self.client.name
+
 
 class Parties:
     """The clients of a piece of work. Others may join while it runs.

@@ -26,6 +26,7 @@ from nixery.nix.sandbox import (
     require_sandbox,
 )
 from nixery.server.serve import listening_address
+from nixery.server.tls import CredentialsWatch, TLSFiles
 from nixery.settings import Settings, StorageSettings
 from nixery.storage.files import make_storage_directory
 from nixery.storage.opening import Storage, open_storage
@@ -53,6 +54,7 @@ class Resources:
         sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
         gate: that builds have to pass first.
         admin_address: to listen on for health and metrics; ``None`` without such a listener.
+        tls: certificate and key of the server; ``None`` without TLS.
     """
 
     address: str | None
@@ -65,6 +67,7 @@ class Resources:
     sandbox: bool | None
     gate: BuilderGate
     admin_address: str | None = None
+    tls: CredentialsWatch | None = None
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Resources:
@@ -82,6 +85,16 @@ def prepare(settings: Settings, *, serving: bool = True) -> Resources:
         cleanup.pop_all()
     if serving:
         _warn_of_unsafe_versions(settings)
+        if (
+            resources.tls is None
+            and not settings.trusted_proxies
+            and not is_loopback(resources.address or "")
+        ):
+            structlog.get_logger("nixery.tls").warning(
+                "listening on a network without TLS: anybody on the way can read and change images and logins; set "
+                "NIXERY_TLS_CERTIFICATE and NIXERY_TLS_KEY, or NIXERY_TRUSTED_PROXIES behind a proxy with TLS",
+                address=resources.address,
+            )
     return resources
 
 
@@ -120,6 +133,7 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
 
     # Confinement is waived if only this machine can request builds, or the operator accepts what builders can
     # reach.
+    tls = _try(problems, lambda: _tls(settings, temporary)) if serving else None
     waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
     if confinement is not None and settings.nix_sandbox == "on":
         _try(problems, lambda: require_sandbox(confinement))
@@ -147,6 +161,7 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
         sandbox=_sandbox(settings, confinement, waived=waived),
         gate=BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path)),
         admin_address=admin_address,
+        tls=tls,
     )
 
 
@@ -157,6 +172,20 @@ def _sandbox(settings: Settings, confinement: Confinement | None, *, waived: boo
     # If builds ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later.
     # After a failed probe, the gate accepts only a sandbox.
     return confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
+
+
+def tls_files(settings: Settings) -> TLSFiles | None:
+    """Return the files for TLS; ``None`` without TLS."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return TLSFiles(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def _tls(settings: Settings, temporary: ProcessDirectory | None) -> CredentialsWatch | None:
+    files = tls_files(settings)
+    if files is None or temporary is None:
+        return None
+    return CredentialsWatch(files, temporary.path, settings.public_url)
 
 
 def _admin_address(settings: Settings) -> str | None:

@@ -57,17 +57,33 @@ def _listed() -> dict[str, str]:
     return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
 
 
-def _stores() -> set[str]:
-    """The bucket servers that set-up could install."""
+def _installed(file: str, what: str) -> set[str]:
+    """The further programs of a file of set-up that set-up could install."""
     try:
-        lines = (DIRECTORY / "stores").read_text().splitlines()
+        lines = (DIRECTORY / file).read_text().splitlines()
     except FileNotFoundError:
-        raise pytest.UsageError("the bucket servers are not installed: run make acceptance") from None
+        raise pytest.UsageError(f"{what} are not installed: run make acceptance") from None
     return {line for line in lines if ":" not in line}
 
 
+def _issuers() -> set[str]:
+    """The OpenID Connect issuers that set-up could install."""
+    return _installed("issuers", "the issuers")
+
+
+def _stores() -> set[str]:
+    return _installed("stores", "the bucket servers")
+
+
+def _builders() -> list[str]:
+    """The builders of the clients, and those that set-up could install."""
+    return ["buildkit", "docker", "podman", "buildah", *sorted(_installed("builders", "the builders"))]
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Deselect tests of a bucket server that set-up reported as missing."""
+    """Deselect tests of a server that set-up reported as missing."""
+    if collection_path.name == "test_dex.py":
+        return None if "dex" in _issuers() else True
     needed = _NEEDED.get(collection_path.name)
     return True if needed is not None and needed not in _stores() else None
 
@@ -81,6 +97,8 @@ def _buckets() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bucket" in metafunc.fixturenames:
         metafunc.parametrize("bucket", _buckets(), indirect=True, scope="module")
+    if "builder" in metafunc.fixturenames:
+        metafunc.parametrize("builder", _builders(), indirect=True, scope="module")
     if "client" in metafunc.fixturenames:
         there = [name for name, reason in _listed().items() if not reason]
         if metafunc.function.__name__ == "test_mirror":

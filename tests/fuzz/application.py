@@ -36,6 +36,7 @@ from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.sources.directory import DirectorySource
 from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
@@ -181,10 +182,12 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         cache = BuildCache(records, blobs, leases, "")
         builds = BuildCoordinator(cache, builder, (), BuildBounds(Slots(1, 10)))
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)
+        permissions = Permissions(catalogue, blobs, [AMD64])
         registry = Registry(
-            Manifests(images, blobs, leases, catalogue, [AMD64]),
-            Blobs(blobs, SmallBlobs(blobs), leases),
-            Discovery(catalogue),
+            Manifests(images, blobs, leases, catalogue, permissions),
+            Blobs(blobs, SmallBlobs(blobs), leases, permissions),
+            Discovery(catalogue, permissions),
+            permissions,
         )
         runner.run(blobs.put(LAYER_DIGEST, LAYER))
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))

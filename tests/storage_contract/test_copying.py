@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from nixery.access.api_tokens import ApiTokens
+from nixery.access.identity import CredentialsRefused
+from nixery.gc.scrubber import Scrubber
 from nixery.storage.blobs import ListedBlob, blob_name, size_name
 from nixery.storage.copy import copy_storage
 from nixery.storage.opening import Storage
+from nixery.storage.records import API_TOKEN_USES
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.object_stores import ObjectStore
@@ -51,6 +55,27 @@ async def test_a_storage_moves_there_and_back(
     back = open_at(DISK, STORAGE_PATH=str(tmp_path / "back"))
     await copy_storage(there, back, lambda _: None)
     await holds(back, contents)
+
+
+async def test_api_tokens_are_copied_on_demand(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
+) -> None:
+    source, target = open_at(backend), open_at(DISK, STORAGE_PATH=str(tmp_path / "target"))
+    tokens = ApiTokens(source.records)
+    text, created = await tokens.create("ci")
+    assert await tokens.verify(text) == created.identity
+    await copy_storage(source, target, lambda _: None)
+    with pytest.raises(CredentialsRefused):
+        await ApiTokens(target.records).verify(text)
+    await copy_storage(source, target, lambda _: None, api_tokens=True)
+    assert await ApiTokens(target.records).verify(text) == created.identity
+    (copied,) = await ApiTokens(target.records).list()
+    assert copied.used is not None
+    assert [one.finding async for one in Scrubber(target.blobs, target.records).scrub() if one.finding] == []
+    assert await tokens.revoke(created.id)
+    assert [use.key async for use in source.records.scan(API_TOKEN_USES)] == []
+    with pytest.raises(CredentialsRefused):
+        await ApiTokens(source.records).verify(text)
 
 
 @pytest.mark.parametrize("size", [6, 9_000_000])

@@ -27,7 +27,15 @@ from nixery.storage.blobs import are_there, blob_name
 from nixery.storage.copy import COPIED
 from nixery.storage.leases import Leases
 from nixery.storage.opening import Storage
-from nixery.storage.records import BUILD_PROGRESS, COLLECTIONS, LAYERS, USES, RecordStore
+from nixery.storage.records import (
+    API_TOKEN_USES,
+    API_TOKENS,
+    BUILD_PROGRESS,
+    COLLECTIONS,
+    LAYERS,
+    USES,
+    RecordStore,
+)
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
@@ -153,8 +161,8 @@ async def quarantined(storage: Storage, digest: Digest) -> bytes | None:
 
 
 def test_all_kinds_of_records_are_copied() -> None:
-    # Builds that are running are those of the source's servers.
-    assert set(COPIED) == set(CHECKS) - {BUILD_PROGRESS}
+    # Builds that are running are those of the source's servers; API tokens are copied on demand.
+    assert set(COPIED) == set(CHECKS) - {BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES}
 
 
 async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:

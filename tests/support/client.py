@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,15 +56,21 @@ class RegistryClient:
         timeout: seconds.
         source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is a different
             client.
+        context: for TLS; ``None`` for a server without.
     """
 
     host: str
     port: int
     timeout: float = 60
     source: str | None = None
+    context: ssl.SSLContext | None = None
 
     def connect(self) -> http.client.HTTPConnection:
         source = (self.source, 0) if self.source else None
+        if self.context is not None:
+            return http.client.HTTPSConnection(
+                self.host, self.port, timeout=self.timeout, source_address=source, context=self.context
+            )
         return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout, source_address=source)
 
     def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -59,16 +60,18 @@ class Server:
     Attributes:
         storage: its ``STORAGE_PATH``.
         output: file with its standard output and error.
+        context: for clients of a server with TLS.
     """
 
     process: subprocess.Popen[bytes]
     port: int
     storage: Path
     output: Path
+    context: ssl.SSLContext | None = None
 
     @property
     def client(self) -> RegistryClient:
-        return RegistryClient(HOST, self.port)
+        return RegistryClient(HOST, self.port, context=self.context)
 
     @property
     def log(self) -> str:
@@ -102,6 +105,7 @@ def running_server(
     settings: Mapping[str, str],
     arguments: Sequence[str] = ("-m", "nixery", "serve"),
     launcher: Sequence[str] = (),
+    context: ssl.SSLContext | None = None,
 ) -> Iterator[Server]:
     """Run a server until the context ends, with its output and (unless ``STORAGE_PATH`` is given) its storage in a directory.
 
@@ -110,6 +114,7 @@ def running_server(
         settings: in addition to those that every server needs.
         arguments: of Python.
         launcher: a command that executes Python; see ``PrivateNix``.
+        context: for clients, of a server with TLS.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = int(settings.get("PORT", free_port()))
@@ -136,7 +141,7 @@ def running_server(
             stderr=subprocess.STDOUT,
             cwd=directory,
         )
-    server = Server(process, port, storage, output)
+    server = Server(process, port, storage, output, context)
     try:
         _wait_until_ready(server)
         yield server
@@ -168,7 +173,7 @@ def _wait_until_ready(server: Server) -> None:
             f"the server ended with {server.process.returncode}:\n{server.log}"
         )
         try:
-            if server.client.get("/v2/").status == 200:
+            if server.client.get("/v2/").status in (200, 401):
                 return
         except OSError:
             pass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,18 +32,28 @@ from nixery.errors import (
     AnswerTooLarge,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     ClosureTooLarge,
     EvaluationFailed,
     InternalError,
     NixeryError,
     NixTimedOut,
     PackagesUnavailable,
+    QuotaExceeded,
     ShuttingDown,
     TooBusy,
+    Unavailable,
     UnsafeContents,
 )
 from nixery.image.name import ImageRequest
-from nixery.request_context import INTERNAL, Parties, current_request, enter_parties
+from nixery.request_context import (
+    INTERNAL,
+    Client,
+    Parties,
+    current_parties,
+    current_request,
+    enter_parties,
+)
 from nixery.sources.source import Pin
 
 # Failures that a retry would repeat. Clients retry at once, containerd up to five times.
@@ -67,7 +77,18 @@ _LOOK_UPS, _WAITING = 16, 2048
 
 _Key = tuple[Pin, ImageRequest]
 
+# Ends the admission of a build, once. The argument is the number of compressed bytes of the image; 0 if the build
+# failed, and ``None`` if it never started.
+Leave = Callable[[int | None], None]
+
+# Admits a new build for the clients that request it, the one that started it first. Raises ``QuotaExceeded``.
+Admit = Callable[[Collection[Client]], Leave]
+
 _log = structlog.get_logger("nixery.build")
+
+
+def _admit_all(_: Collection[Client]) -> Leave:
+    return lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +101,20 @@ class BuildBounds:
         seconds: timeout of a build from its start; ``None`` for no limit.
         look_ups: concurrent and waiting look-ups of images in the storage. Without a limit, clients that
             request made-up names and disconnect would make all others wait for the storage.
+        admit: decides whether the clients of a new build may have it built, before it waits for a slot.
     """
 
     slots: Slots
     seconds: float | None = None
     look_ups: Slots = field(default_factory=lambda: Slots(_LOOK_UPS, _WAITING, busy=TooBusy.IMAGES))
+    admit: Admit = _admit_all
+
+
+@dataclass(slots=True)
+class _Admission:
+    """An admitted build; ``size`` is the argument of ``Leave``."""
+
+    size: int | None = None
 
 
 class BuildCoordinator:
@@ -123,13 +153,16 @@ class BuildCoordinator:
         self._draining = False
         self._ended = asyncio.Event()
 
-    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:
+    async def image(
+        self, request: ImageRequest, pin: Pin, tag: str | None = None, *, may_build: bool = True
+    ) -> Image:
         """Return the requested image once all of its parts are stored.
 
         The build continues if the caller is cancelled. ``tag`` is the one that the client named, for the
-        reports of a build that this starts.
+        reports of a build that this starts. Without ``may_build``, only a stored image is returned.
 
         Raises:
+            BuildNotAllowed: the image is not stored, and ``may_build`` is false.
             PackagesUnavailable: with every unavailable package.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: the image cannot be built.
@@ -137,6 +170,7 @@ class BuildCoordinator:
             UnsafeContents: a package holds files that no image may have.
             StorageError: the image cannot be stored.
             TooBusy: the queue is full.
+            QuotaExceeded: none of the clients that request the image may start a build now.
             ShuttingDown: this was closed before the build ended.
             InternalError: a bug of this program; the log has the traceback.
         """
@@ -147,12 +181,14 @@ class BuildCoordinator:
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
+        if not may_build:
+            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True
         build = self._builds.get(key)
         if build is None:
-            self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            self._builds[key] = Build.of(request, pin, tag)
         elif context is not None and build.request_id is not None:
             self._tell(build, Joined(build.request_id))
         return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
@@ -167,6 +203,7 @@ class BuildCoordinator:
 
         Raises:
             TooBusy: the queue is full.
+            QuotaExceeded: as for ``image``.
             ShuttingDown: this was closed before the build had begun.
         """
         key = (pin, request)
@@ -174,9 +211,9 @@ class BuildCoordinator:
         if failure is not None:
             return failure[0]
         build = self._builds.get(key)
+        joined = build is not None
         if build is None:
-            context = current_request()
-            build = self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            build = self._builds[key] = Build.of(request, pin, tag)
             self._admissions[build.id] = asyncio.get_running_loop().create_future()
             self._tell(build, Requested())
             task = asyncio.ensure_future(self._build_unattended(build))
@@ -184,7 +221,13 @@ class BuildCoordinator:
             task.add_done_callback(self._unattended.discard)
         admission = self._admissions.get(build.id)
         if admission is not None:
-            await asyncio.shield(admission)  # other callers may wait for it
+            try:
+                await asyncio.shield(admission)  # other callers may wait for it
+            except QuotaExceeded:
+                if not joined:
+                    raise
+                # Another client's quota refuses nothing of this one.
+                return await self.begin(request, pin, tag)
         return build
 
     def require_accepting(self) -> None:
@@ -214,7 +257,7 @@ class BuildCoordinator:
         enter_parties(Parties(context.client if context else INTERNAL, awaited=False))
         try:
             await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
-        except (TooBusy, ShuttingDown) as error:
+        except Unavailable as error:
             refused = error
         except NixeryError:
             pass  # observers have the event
@@ -246,17 +289,20 @@ class BuildCoordinator:
             if image is not None:
                 return image
             self.require_accepting()
-            async with self._bounds.slots.slot(queued):
-                self.require_accepting()
-                self._running.add((pin, request))
-                # Another server on the same storage may have built it meanwhile.
-                image = await self._find(request, pin, observe) if waited else None
-                if image is not None:
-                    return image
-                observe(Started())
-                self._admit(build)
-                async with _deadline(self._bounds.seconds):
-                    image = await self._builder.build(request, pin, observe)
+            with self._admission() as admission:
+                async with self._bounds.slots.slot(queued):
+                    self.require_accepting()
+                    self._running.add((pin, request))
+                    # Another server on the same storage may have built it meanwhile.
+                    image = await self._find(request, pin, observe) if waited else None
+                    if image is not None:
+                        return image
+                    observe(Started())
+                    admission.size = 0
+                    self._admit(build)
+                    async with _deadline(self._bounds.seconds):
+                        image = await self._builder.build(request, pin, observe)
+                    admission.size = sum(size for _, size in image.parts)
             if self._cache:
                 image = await self._cache.add(pin, request, image)
         except NixeryError as error:
@@ -280,6 +326,23 @@ class BuildCoordinator:
             self._running.discard((pin, request))
             self._ended.set()
         return image
+
+    async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
+        async with self._bounds.look_ups.slot():
+            image = await self._cache.find(pin, request) if self._cache else None
+        if image is None:
+            raise BuildNotAllowed("/".join(request.requested))
+        return image
+
+    @contextmanager
+    def _admission(self) -> Iterator[_Admission]:
+        # Others may have joined during the look-up: the quota of one client must not refuse their build.
+        leave = self._bounds.admit(tuple(current_parties().clients))
+        admission = _Admission()
+        try:
+            yield admission
+        finally:
+            leave(admission.size)
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:
         image = await self._cache.find(pin, request) if self._cache else None

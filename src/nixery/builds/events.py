@@ -14,13 +14,14 @@ from typing import Protocol
 
 import structlog
 
-from nixery.errors import NixeryError, PackageSetChanged, RequestError, TooBusy
+from nixery.errors import NixeryError, PackageSetChanged, QuotaExceeded, RequestError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.nix.packages import Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Layer
 from nixery.packing.root_filesystem import NameClash
+from nixery.request_context import current_request
 from nixery.sources.source import Pin
 
 # Name clashes of an image that are logged one by one.
@@ -39,6 +40,7 @@ class Build:
         pin: the state of the package source.
         request_id: identity of the client's request that started it; ``None`` if no request did.
         tag: that this request named; ``None`` if no tag did.
+        address: that sent this request.
     """
 
     id: str
@@ -46,13 +48,15 @@ class Build:
     pin: Pin
     request_id: str | None = None
     tag: str | None = None
+    address: str | None = None
 
     @classmethod
-    def of(
-        cls, request: ImageRequest, pin: Pin, request_id: str | None = None, tag: str | None = None
-    ) -> Build:
-        """Create a build with a new id."""
-        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id, tag)
+    def of(cls, request: ImageRequest, pin: Pin, tag: str | None = None) -> Build:
+        """Create a build with a new id, for the current request."""
+        context = current_request()
+        request_id, address = (context.id, context.address) if context is not None else (None, None)
+        identity = f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}"
+        return cls(identity, request, pin, request_id, tag, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +266,7 @@ class LoggingObserver:
                 log.info("joined", build_request_id=first)
             case Reused(manifest):
                 log.info("found", manifest=str(manifest))
-            case Failed(error=(RequestError() | TooBusy()) as error):
+            case Failed(error=(RequestError() | TooBusy() | QuotaExceeded()) as error):
                 log.info("not built", reason=str(error))
             case Failed(error=PackageSetChanged()):
                 # The request restarts with the current state; if that fails, too, its answer says so.

@@ -15,6 +15,7 @@ from nixery.errors import (
     NixTimedOut,
     PackagesUnavailable,
     PlatformFailed,
+    QuotaExceeded,
     Reason,
     ShuttingDown,
     SourceUnreachable,
@@ -45,7 +46,7 @@ _KINDS: tuple[tuple[type[NixeryError] | tuple[type[NixeryError], ...], FailureKi
     ((NixTimedOut, BuildDeadlineExceeded), FailureKind.TIMEOUT),
     ((ClosureTooLarge, AnswerTooLarge), FailureKind.TOO_LARGE),
     (ShuttingDown, FailureKind.SHUTDOWN),
-    (TooBusy, FailureKind.BUSY),
+    ((TooBusy, QuotaExceeded), FailureKind.BUSY),
     (SourceUnreachable, FailureKind.SOURCE),
     ((NixStoreFull, StorageFull), FailureKind.NO_SPACE),
 )

@@ -22,7 +22,7 @@ from nixery.image.name import ImageRequest
 from nixery.layering.grouping import LayerGroup
 from nixery.nix.packages import Contents
 from nixery.oci.digest import Digest
-from nixery.storage.records import IMAGE_CLOSURES, KINDS, RecordStore, decode, decompressed
+from nixery.storage.records import IMAGE_CLOSURES, KINDS, CheckedList, RecordStore, decode, decompressed
 
 # Bytes of the decompressed record, values in it, store paths, and packages: a foreign record may decompress to
 # anything. The largest images of nixpkgs have some 5000 paths with 50,000 references.
@@ -48,7 +48,7 @@ class ClosurePath(BaseModel):
     path: _Text
     size: _Number
     layer: _Number
-    references: list[_Number]
+    references: CheckedList[_Number]
 
     @property
     def name(self) -> str:
@@ -71,12 +71,12 @@ class ClosureRoot(BaseModel):
     name: str
     version: str
     requested: bool
-    paths: list[_Number]
+    paths: CheckedList[_Number]
 
 
 class _Record(BaseModel):
-    paths: Annotated[list[ClosurePath], Field(max_length=_MOST_PATHS)]
-    roots: Annotated[list[ClosureRoot], Field(max_length=_MOST_ROOTS)]
+    paths: Annotated[CheckedList[ClosurePath], Field(max_length=_MOST_PATHS)]
+    roots: Annotated[CheckedList[ClosureRoot], Field(max_length=_MOST_ROOTS)]
 
 
 @dataclass(frozen=True, slots=True)

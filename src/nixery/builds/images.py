@@ -74,11 +74,14 @@ class Images:
         self._indexes = indexes
         self._most_packages = most_packages
 
-    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
+    async def get(self, requests: tuple[ImageRequest, ...], tag: str, *, may_build: bool = True) -> Found:
         """Return the image of a single request, or the index of several ones that differ in their platform.
+
+        Without ``may_build``, no build is started or joined.
 
         Raises:
             InvalidName: it asks for too many packages.
+            BuildNotAllowed: the image is not stored, and ``may_build`` is false.
             TagUnknown: the package source has no such tag.
             SourceUnreachable: the source cannot be asked, and no earlier pin is known.
             PackagesUnavailable: with every unavailable package.
@@ -94,8 +97,10 @@ class Images:
         for _ in range(_ATTEMPTS):
             try:
                 if len(requests) == 1:
-                    return Found(await self._builds.image(requests[0], pinned.pin, tag), pinned, listed)
-                return Found(await self._indexes.index(requests, pinned.pin, tag), pinned, listed)
+                    image = await self._builds.image(requests[0], pinned.pin, tag, may_build=may_build)
+                    return Found(image, pinned, listed)
+                index = await self._indexes.index(requests, pinned.pin, tag, may_build=may_build)
+                return Found(index, pinned, listed)
             except PackageSetChanged:
                 pinned = await self._pins.replace(tag, pinned.pin)
         raise PackageSetChanged
@@ -158,7 +163,9 @@ class Indexes:
         self._verified: TTLCache[tuple[Digest, ...], ImageIndex] = TTLCache(_CAPACITY, clock)
         self._incomplete: TTLCache[tuple[Pin, ImageRequest], ImageIndex] = TTLCache(_CAPACITY, clock)
 
-    async def index(self, requests: Sequence[ImageRequest], pin: Pin, tag: str | None = None) -> ImageIndex:
+    async def index(
+        self, requests: Sequence[ImageRequest], pin: Pin, tag: str | None = None, *, may_build: bool = True
+    ) -> ImageIndex:
         """Return the index of requests that differ in their platform, once all of it is stored.
 
         Raises:
@@ -169,7 +176,8 @@ class Indexes:
         if incomplete is not None and self._leases.renew(incomplete.digests):
             return incomplete
         outcomes = await asyncio.gather(
-            *(self._builds.image(request, pin, tag) for request in requests), return_exceptions=True
+            *(self._builds.image(request, pin, tag, may_build=may_build) for request in requests),
+            return_exceptions=True,
         )
         built: list[tuple[Platform, Image]] = []
         failed: list[tuple[Platform, BuildError | PackagesUnavailable]] = []

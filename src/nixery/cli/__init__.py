@@ -18,14 +18,18 @@ from nixery.cli.build import build
 from nixery.cli.check import check
 from nixery.cli.gc import gc
 from nixery.cli.inspect import inspect
+from nixery.cli.password import password
 from nixery.cli.popularity import popularity
 from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 from nixery.cli.storage import storage
+from nixery.cli.tls import tls
+from nixery.cli.token import token
 
 _IMAGES = "Images"
 _SERVER = "Server"
 _STORAGE = "Storage"
+_ACCESS = "Access"
 
 _HELP = """A container registry that builds the image a client asks for, with Nix.
 
@@ -84,11 +88,14 @@ def _main(
 app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(check)
 app.command(rich_help_panel=_SERVER)(popularity)
+app.add_typer(tls, name="tls", rich_help_panel=_SERVER)
 app.command(rich_help_panel=_IMAGES)(build)
 app.command(rich_help_panel=_IMAGES)(inspect)
 app.command(rich_help_panel=_STORAGE)(gc)
 app.command(rich_help_panel=_STORAGE)(scrub)
 app.add_typer(storage, name="storage", rich_help_panel=_STORAGE)
+app.add_typer(token, name="token", rich_help_panel=_ACCESS)
+app.command(rich_help_panel=_ACCESS)(password)
 
 
 def main() -> None:

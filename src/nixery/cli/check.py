@@ -12,6 +12,7 @@ import textwrap
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -214,6 +215,7 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))
     if git:
         yield Finding("git", right=True, found=git, advice=_SAFER)
+    yield from _tls(settings)
     shown.begin("checking the storage")
     storage = _storage(settings)
     # Without Nix, nothing more is to be said about its builders.
@@ -278,6 +280,26 @@ def _run(environment: Mapping[str, str], *command: str) -> str:
         reason = last_error(ended.stderr) or f"exit status {ended.returncode}"
         raise NixeryError(f"{command[0]} failed: {reason}")
     return ended.stdout.strip()
+
+
+def _tls(settings: Settings) -> Iterator[Finding]:
+    from nixery.server.tls import advice, read_credentials, try_credentials
+    from nixery.startup import tls_files
+
+    files = tls_files(settings)
+    if files is None:
+        return
+    try:
+        credentials = read_credentials(files)
+        with TemporaryDirectory() as directory:
+            try_credentials(credentials, Path(directory))
+    except SettingsError as error:
+        for problem in error.problems:
+            yield Finding("tls", False, problem, "see docs/how-to/serve-tls.md")
+        return
+    names = ", ".join(credentials.names)
+    found = f"the certificate is for {names}, and expires on {credentials.expires:%Y-%m-%d}"
+    yield Finding("tls", True, found, "; ".join(advice(credentials, settings.public_url)))
 
 
 def _sandbox(settings: Settings) -> Finding:

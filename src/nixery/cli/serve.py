@@ -72,7 +72,11 @@ async def _serve(settings: Settings, resources: Resources) -> None:
     async with assemble(settings, resources) as components:
         application, admin = components.application, components.admin
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
-        listeners = [server.Listener(application, resources.address, settings.port, bounds)]
+        # Other storages stream blobs through the server.
+        http2 = settings.storage_backend == "filesystem"
+        listeners = [
+            server.Listener(application, resources.address, settings.port, bounds, resources.tls, http2)
+        ]
         if settings.admin_port is not None and resources.admin_address is not None:
             listeners.append(
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)

@@ -38,6 +38,12 @@ def copy(
     target: Annotated[
         str, typer.Argument(metavar="TO", help="Target, e.g. s3://bucket/prefix, gs://..., az://...")
     ],
+    api_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--api-tokens", help="Copy API tokens, too: the target then accepts those of the source."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Copy all blobs and records of a storage to another one, verifying every blob.
@@ -69,7 +75,7 @@ def copy(
                 shown.advance(done.size - before)
                 before = done.size
 
-            return await copy_storage(opened[0], opened[1], show)
+            return await copy_storage(opened[0], opened[1], show, api_tokens=api_tokens)
 
     done = run(command, quiet=True)
     if as_json:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from pydantic import TypeAdapter
 
+from nixery.access.api_tokens import read_api_token
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
@@ -27,6 +28,8 @@ from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import TagRecord
 from nixery.storage.leases import leased_documents
 from nixery.storage.records import (
+    API_TOKEN_USES,
+    API_TOKENS,
     BATCH_CLOSURES,
     BATCHES,
     BUILD_PROGRESS,
@@ -54,6 +57,9 @@ _DAY = 24 * 3600.0
 # Records that one pass finds before it deletes them, and deletions at the same time.
 _BATCH = 20_000
 _CONCURRENT = 16
+
+# Kinds whose records no bound deletes.
+_EXEMPT = frozenset({USES, COLLECTIONS, API_TOKENS})
 
 Check = Callable[[bytes], bool]
 
@@ -119,6 +125,9 @@ CHECKS: Mapping[str, Check] = {
     TAGS: _readable(_read_tag),
     REFERRERS: _readable(read_referrer),
     USES: lambda content: bool(leased_documents(content)),
+    # A token whose record is torn is refused anyway.
+    API_TOKENS: _readable(read_api_token),
+    API_TOKEN_USES: lambda content: content == b"{}",
 }
 
 
@@ -170,8 +179,8 @@ async def enforce_bounds(records: RecordStore, now: float, *, low_on_inodes: boo
     """Delete records beyond the bounds of their kind, the oldest first; return how many.
 
     The collector alone deletes records of the kinds ``uses`` and ``collections``: the collector and servers
-    that use images coordinate through them. Any other record may disappear at any time, and the server makes
-    it again.
+    that use images coordinate through them. API tokens stay until an operator revokes them. Any other record may
+    disappear at any time, and the server makes it again.
 
     Args:
         records: of a storage.
@@ -183,7 +192,7 @@ async def enforce_bounds(records: RecordStore, now: float, *, low_on_inodes: boo
     """
     deleted = 0
     for kind, bounds in KINDS.items():
-        if kind in {USES, COLLECTIONS}:
+        if kind in _EXEMPT:
             continue
         old: list[str] = []
         count = 0

@@ -12,13 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nixery.builds.descriptions import ImageDescription, ImageDescriptions
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
+from nixery.builds.descriptions import ImageDescription, ImageDescriptions, Shared
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
 from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
-from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
+from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.clients import image_path
@@ -203,7 +205,9 @@ class Builds:
             return errors_body(400, "UNSUPPORTED", f"{where}: {problem['msg']}")
         if not isinstance(parse_reference(wanted.tag), Tag):
             raise InvalidReference(wanted.tag)
-        begun = await self._images.begin(requests_for(wanted.name, self._platforms), wanted.tag)
+        requests = requests_for(wanted.name, self._platforms)
+        current_access().require(Right.BUILD, requests, wanted.name, wanted.tag)
+        begun = await self._images.begin(requests, wanted.tag)
         # The client may ask another server about them next.
         await self._builds.shared([build.id for build in begun])
         documents = [
@@ -343,7 +347,7 @@ class Api:
         try:
             return await (self._builds.begin(request) if begins else self._read(request, match))
         except NixeryError as error:
-            return error_response(error)
+            return error_response(current_access().without_hidden(error))
 
     async def _read(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a route each
         match match.groupdict():
@@ -388,6 +392,14 @@ class NamedImage:
     missing: Sequence[ImageRequest]
 
 
+def visible(images: Sequence[Shared]) -> list[Shared]:
+    """Return the images that the asker may pull."""
+    access = current_access()
+    if not access.is_restricted:
+        return list(images)
+    return [one for one in images if access.allows_name(Right.PULL, parse_image_name(one.build.name))]
+
+
 async def describe(
     descriptions: ImageDescriptions, image: str, platforms: Sequence[Platform], *, compare: bool
 ) -> NamedImage:
@@ -419,9 +431,10 @@ async def describe(
 
 
 def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequence[ImageRequest]]:
-    """Return the name and the tag in ``NAME[:TAG]``, and a request for each platform.
+    """Return the name and the tag in ``NAME[:TAG]`` that the client may pull, and a request for each platform.
 
     Raises:
+        LoginRequired, AccessDenied, NotVisible: the client may not pull it.
         ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid.
     """
@@ -429,6 +442,7 @@ def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequen
     requests = requests_for(name, platforms)
     match parse_reference(given or "latest"):
         case Tag(name=tag, is_derived_from_digest=False):
+            current_access().require(Right.PULL, requests, name, tag)
             return name, tag, requests
         case _:
             raise ManifestUnknown(given, "is not a tag of the package source")
@@ -478,6 +492,7 @@ def _failures(progress: Progress) -> Response:
     failures = [
         {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
         for attribute, reason in progress.failures
+        if current_access().allows_package(Right.PULL, attribute)
     ]
     return _json({**_progress(progress), "failures": failures})
 
@@ -572,6 +587,6 @@ def _image(image: ImageDescription, platforms: Sequence[Platform]) -> dict[str, 
                 "layers": shared.layers,
                 "size": shared.size,
             }
-            for shared in image.shared
+            for shared in visible(image.shared)
         ],
     }

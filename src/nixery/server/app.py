@@ -7,7 +7,7 @@ whole, which costs half as much for a small one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -16,6 +16,7 @@ import structlog
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from nixery.errors import InternalError, NixeryError, StorageError
+from nixery.server.access_control import TOKEN_PATH, AccessControl
 from nixery.server.clients import FROM_PROXIES, REQUEST_ID, is_forwarded, refusal
 from nixery.server.connections import Backpressure
 from nixery.server.errors import error_response, errors_body
@@ -26,6 +27,7 @@ from nixery.server.http import (
     ErrorResponse,
     Fields,
     FileResponse,
+    Handler,
     Headers,
     NotModified,
     Request,
@@ -34,10 +36,10 @@ from nixery.server.http import (
     StreamResponse,
     prefers_html,
 )
-from nixery.server.observation import Observation
+from nixery.server.observation import Observation, Observed
 
 # Where request bodies are read, and their limit in bytes. The registry needs none.
-_BODY_PREFIX = "/api/"
+_BODY_PREFIXES = ("/api/", TOKEN_PATH)
 _LARGEST_BODY = 16 * 1024
 
 # Paths that programs request.
@@ -59,7 +61,6 @@ _CLIENT_CLOSED_REQUEST = 499
 # Forbids browsers to guess another type, for example to take a log for a page (Fetch standard).
 _NO_SNIFFING = ("x-content-type-options", "nosniff")
 
-Handler = Callable[[Request], Awaitable[Response]]
 Body = AsyncGenerator[bytes, None]
 
 _log = structlog.get_logger("nixery.server")
@@ -75,9 +76,11 @@ class Application:
         below: handlers of the rest, by prefix of the path; the first match wins.
         public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
         error_page: makes the page of an error, for people; ``None`` for errors in JSON only.
+        access: identifies who sends a request; ``None`` without rules: everybody may do everything.
+        encrypted: whether the server has TLS.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- for each kind of path, and for what all have
         self,
         registry: Handler | None,
         observation: Observation,
@@ -86,26 +89,32 @@ class Application:
         *,
         public_url: str | None = None,
         error_page: Callable[[Request, ErrorResponse], Response] | None = None,
+        access: AccessControl | None = None,
+        encrypted: bool = False,
     ) -> None:
+        self._access = access
         self._registry = registry
         self.observation = observation
         self._others = others
         self._below = tuple((below or {}).items())
         self._public_url = public_url
         self._error_page = error_page
+        self._encrypted = encrypted
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path, query = scope.method, scope.path, scope.query_string
         headers = _joined(scope.headers)
+        if "host" not in headers and scope.http_version == "2" and scope.authority:
+            headers = {**headers, "host": scope.authority}
         forwarded = False
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
             headers = self.observation.clients.trusted_headers(headers, scope.client)
-        request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
+        request = Request(method, path, headers, {}, b"", forwarded, self._public_url, encrypted=self._encrypted)
         observed = self.observation.begin(request, scope)
         try:
-            response, body = await self._answer(request, query, scope, protocol)
+            response, body = await self._answer(request, query, scope, protocol, observed)
             # Before sending: afterwards, the web server's threads would wait for it.
             self.observation.end(observed, request, response)
             fields = [*response.headers.items(), (REQUEST_ID, observed.id), _NO_SNIFFING]
@@ -122,19 +131,24 @@ class Application:
             self.observation.leave(observed)
 
     async def _answer(
-        self, request: Request, query: str, scope: Scope, protocol: AnswerProtocol
+        self, request: Request, query: str, scope: Scope, protocol: AnswerProtocol, observed: Observed
     ) -> tuple[Response, Body | None]:
         """Return the answer, and its body if that is a stream; see ``start_body``."""
         try:
             answer: Response | None = refusal(request, query, scope)
             if answer is None:
                 if query:
-                    request = replace(request, query=dict(parse_qsl(query, keep_blank_values=True)))
-                if request.method == "POST" and request.path.startswith(_BODY_PREFIX):
+                    parameters = dict(parse_qsl(query, keep_blank_values=True))
+                    request = replace(request, query=parameters, query_string=query)
+                if request.method == "POST" and request.path.startswith(_BODY_PREFIXES):
                     request, answer = await _with_body(request, protocol)
+            if answer is None and self._access is not None:
+                request, answer = await self._access.admit(request, observed)
             if answer is None:
                 handler = self._handler(request.path)
                 answer = _not_found() if handler is None else await handler(request)
+            if self._access is not None:
+                answer = self._access.with_challenge(request, answer)
             if isinstance(answer, ErrorResponse) and self._error_page is not None and _is_for_person(request):
                 return self._error_page(request, answer), None
             if not isinstance(answer, StreamResponse) or request.method == "HEAD":

@@ -141,10 +141,11 @@ def host(request: Request) -> str:
 
 
 def is_encrypted(request: Request) -> bool:
-    """Whether the client used TLS, according to the proxy; this server has no TLS itself."""
+    """Whether the client used TLS: by the public URL, else by what a trusted proxy says, else with this server."""
     if request.public_url is not None:
         return request.public_url.startswith("https:")
-    return request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
+    forwarded = request.headers.get("x-forwarded-proto")
+    return request.encrypted if forwarded is None else forwarded.partition(",")[0].strip().lower() == "https"
 
 
 def base_url(request: Request) -> str:
@@ -218,8 +219,12 @@ def _is_cross_site(request: Request) -> bool:
 
 def _is_own(request: Request, origin: str) -> bool:
     ours, theirs = base_url(request), origin.strip().lower()
-    # Without a proxy's statement, it is unknown whether a client used TLS.
-    known = request.public_url is not None or "x-forwarded-proto" in request.headers
+    # Without a proxy's statement, it is unknown whether a client used TLS with the proxy.
+    known = (
+        request.public_url is not None
+        or "x-forwarded-proto" in request.headers
+        or (request.encrypted and not request.forwarded)
+    )
     return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
 
 

@@ -15,6 +15,7 @@ The web server also accepts pieces of a body without limit, whether or not the c
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import math
 import os
@@ -65,6 +66,11 @@ _ESTABLISHED, _CLOSE_WAIT = 1, 8
 # asm-generic/socket.h: an id that is unique to a socket, unlike a descriptor, which is reused.
 _SO_COOKIE = 57
 
+# asm-generic/socket.h: attaches a program (classic BPF) that chooses among sockets that listen on the same port. The
+# program is one instruction, linux/filter.h, BPF_RET | BPF_K: it returns a constant.
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_BPF_RETURN = 0x06
+
 # Seconds after which a connection without a request counts as kept alive; before, its request may not
 # have arrived yet.
 _KEEP_ALIVE_AFTER = 2.0
@@ -83,6 +89,7 @@ class Reason(Enum):
     """Why a connection is ended."""
 
     STALLED = "stalled"
+    IDLE = "idle"
     SHARE = "too many connections from one address"
     TOTAL = "too many connections"
 
@@ -94,10 +101,14 @@ class ConnectionBounds:
     Attributes:
         total: at the same time.
         per_client: of them, those of one client; trusted proxies have no such limit.
+        idle: seconds for which a connection may neither send nor receive anything, unless one of its requests
+            waits for its answer; ``None`` if the web server bounds that time itself, which it does for HTTP/1.1
+            only.
     """
 
     total: int
     per_client: int
+    idle: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +231,9 @@ class Connections:
                 if found.seen.acknowledged is not None and waited >= self._seconds:
                     _end(connection, at_once=True)
                     ended.append(self._ended(found, Reason.STALLED))
+                elif self._is_idle(found, self._ports[port]):
+                    _end(connection, at_once=True)
+                    ended.append(self._ended(found, Reason.IDLE))
                 else:
                     on_port[port].append(found)
         self._seen = seen
@@ -229,6 +243,13 @@ class Connections:
             if len(connections) > min(bounds.per_client, bounds.total):
                 ended += self._end_surplus(connections, bounds)
         return ended
+
+    @staticmethod
+    def _is_idle(found: _Connection, bounds: ConnectionBounds) -> bool:
+        # Without such a limit, a client of HTTP/2 could keep files open by not accepting the bodies of its streams.
+        if bounds.idle is None or found.idle_since is None:
+            return False
+        return time.monotonic() - found.idle_since >= bounds.idle
 
     def _inspect(
         self, descriptor: int, connection: socket.socket, answering: Collection[_Key], now: float
@@ -298,6 +319,8 @@ class Connections:
         for one in ended:
             if one.reason is Reason.STALLED:
                 _log.info("stalled", client=one.peer, seconds=self._seconds)
+            elif one.reason is Reason.IDLE:
+                _log.debug("idle", client=one.peer)
             else:
                 self._unlogged[one.reason, one.client] += 1
         if self._unlogged and self._clock() - self._logged >= _LOG_EVERY:
@@ -385,6 +408,34 @@ def _taken(descriptor: int, cookie: bytes) -> int | None:
             return int(acknowledged) + int(queued)
     except OSError:
         return None
+
+
+def listening_sockets(port: int) -> list[bytes]:
+    """Return the cookies of the sockets of this process that listen on a port, by age."""
+    cookies = []
+    for _, listener, _ in _sockets({port}):
+        with suppress(OSError):
+            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                cookies.append(listener.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
+    return sorted(set(cookies), key=lambda cookie: struct.unpack("=Q", cookie))
+
+
+def send_new_connections_to_newest(port: int) -> None:
+    """Have the kernel give all new connections to a port to the socket that began to listen last.
+
+    Otherwise it spreads them over all sockets that listen on the port, and resets those that wait on a socket when
+    that is closed. On systems other than Linux, this does nothing.
+    """
+    # The kernel numbers the sockets of a port in the order in which they began to listen. Once the older ones are
+    # closed, the number is too high, and the kernel ignores the program.
+    number = len(listening_sockets(port)) - 1
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", _BPF_RETURN, 0, 0, number), 8)
+    program = struct.pack("@HP", 1, ctypes.addressof(instruction))
+    for _, listener, _ in _sockets({port}):
+        with suppress(OSError):
+            if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+                return
 
 
 def _eviction_key(one: _Connection) -> tuple[bool, float]:

@@ -10,28 +10,34 @@ from typing import Any
 
 from nixery.errors import (
     LONGEST_MESSAGE,
+    AccessDenied,
     AnswerTooLarge,
     BlobUnknown,
     BlobVerificationFailed,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     ClosureTooLarge,
     EvaluationFailed,
     InternalError,
     InvalidDigest,
     InvalidName,
     InvalidReference,
+    IssuerUnreachable,
+    LoginRequired,
     ManifestUnknown,
     NameUnknown,
     NixeryError,
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
+    NotVisible,
     PackageSetChanged,
     PackagesUnavailable,
     PackageUnknown,
     PathsCollected,
     PlatformFailed,
+    QuotaExceeded,
     ShuttingDown,
     SourceUnreachable,
     StorageError,
@@ -51,6 +57,11 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The specification requires 404 for a tag that cannot exist, as for one that does not.
     InvalidReference: (404, "MANIFEST_UNKNOWN"),
     InvalidDigest: (400, "DIGEST_INVALID"),
+    # Access.
+    LoginRequired: (401, "UNAUTHORIZED"),
+    AccessDenied: (403, "DENIED"),
+    NotVisible: (404, "NAME_UNKNOWN"),
+    BuildNotAllowed: (404, "MANIFEST_UNKNOWN"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
@@ -86,6 +97,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The server.
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
+    QuotaExceeded: (429, "TOOMANYREQUESTS"),
+    # Credentials that cannot be verified now are not wrong: a 401 would have clients ask for others.
+    IssuerUnreachable: (503, "UNKNOWN"),
     # Not 503: podman, buildah and skopeo show no message of a 5xx, and retry none. After a 429 they wait as
     # Retry-After says, so that the next server serves the pull; docker shows the message.
     ShuttingDown: (429, "TOOMANYREQUESTS"),
@@ -95,6 +109,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 _HEADING = "Something went wrong"
 _HEADINGS = {
     400: "Not a valid image name",
+    401: "Log in",
+    403: "Not allowed",
     404: "No such image",
     422: "This image cannot be built",
     429: "The server is busy",
@@ -127,6 +143,8 @@ def heading(error: NixeryError) -> str:
         return "No such package"
     if isinstance(_cause(error), NixTimedOut | BuildDeadlineExceeded):
         return "The build took too long"
+    if isinstance(_cause(error), QuotaExceeded):
+        return "Quota exceeded"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 
@@ -150,7 +168,7 @@ def error_response(error: NixeryError, server: str | None = None) -> ErrorRespon
 def retry_headers(error: NixeryError) -> dict[str, str]:
     """Return ``Retry-After`` in seconds for a temporary error; no header for a permanent one."""
     cause = _cause(error)
-    if isinstance(cause, TooBusy):
+    if isinstance(cause, TooBusy | QuotaExceeded):
         return {"Retry-After": str(cause.retry_after)}
     if isinstance(cause, ShuttingDown):
         return {"Retry-After": _RETRY_AFTER_STOP}

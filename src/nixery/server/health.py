@@ -10,9 +10,8 @@ from contextvars import Context
 import structlog
 
 from nixery.errors import NixeryError
-from nixery.server.app import Handler
 from nixery.server.errors import errors_body
-from nixery.server.http import BytesResponse, Request, Response, json_content
+from nixery.server.http import BytesResponse, Handler, Request, Response, json_content
 from nixery.telemetry.metrics import Metrics
 
 PATHS = frozenset({"/healthz", "/readyz"})

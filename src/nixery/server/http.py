@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,8 +19,9 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 
-# Characters of ``If-None-Match`` that are parsed: a hundred digests.
-_LONGEST_CONDITION = 8192
+# Of a list in a header field, characters and elements that are read: a hundred digests. A field of 128 KiB may have as
+# many elements as characters, and takes the event loop a microsecond for each.
+_LONGEST_LIST, _MOST_ELEMENTS = 8192, 128
 
 # The weight of a media type (RFC 9110, 12.4.2).
 _WEIGHT = re.compile(r"[01](?:\.\d{0,3})?", re.ASCII)
@@ -45,6 +46,10 @@ class Request:
         body: for routes that take one; ``None`` if it is too large.
         forwarded: whether a header field says that a proxy forwarded the request, trusted or not.
         public_url: scheme and host by which clients reach this server, if configured.
+        query_string: undecoded.
+        repositories: names of images that the credentials are for; ``None`` for all.
+        catalog: whether the credentials can be used to list images.
+        encrypted: whether it came over this server's own TLS.
     """
 
     method: str
@@ -54,6 +59,10 @@ class Request:
     body: bytes | None = b""
     forwarded: bool = False
     public_url: str | None = None
+    query_string: str = ""
+    repositories: frozenset[str] | None = None
+    catalog: bool = True
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +188,31 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     return ByteRange(int(first), min(int(last), size - 1) if last else size - 1)
 
 
+def elements(request: Request, field: str) -> list[str]:
+    """Return the elements of a list in a header field (RFC 9110, 5.6.1), at most the first 128.
+
+    They are not stripped. A missing field has one empty element.
+
+    Args:
+        request: with the field.
+        field: its name in lower case.
+    """
+    return request.headers.get(field, "")[:_LONGEST_LIST].split(",", _MOST_ELEMENTS)[:_MOST_ELEMENTS]
+
+
 def matches(request: Request, etag: str) -> bool:
     """Whether ``If-None-Match`` names this representation; weak comparison (RFC 9110, 13.1.2)."""
-    header = request.headers.get("if-none-match")
-    if header is None:
+    if "if-none-match" not in request.headers:
         return False
-    candidates = [
-        candidate.strip().removeprefix("W/") for candidate in header[:_LONGEST_CONDITION].split(",")
-    ]
+    candidates = [candidate.strip().removeprefix("W/") for candidate in elements(request, "if-none-match")]
     return "*" in candidates or etag in candidates
 
 
 def prefers_html(request: Request) -> bool:
     """Whether a person reads the answer: the client accepts HTML, and prefers it to JSON (RFC 9110, 12.5.1)."""
     weights: dict[str, float] = {}
-    for accepted in request.headers.get("accept", "")[:_LONGEST_CONDITION].lower().split(","):
-        kind, *parameters = (part.strip() for part in accepted.split(";"))
+    for accepted in elements(request, "accept"):
+        kind, *parameters = (part.strip() for part in accepted.lower().split(";"))
         weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
         weights[kind] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0
     html = weights.get("text/html", 0.0)
@@ -223,7 +241,7 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request; the path is percent-decoded, and HTTP/1.0 is version ``1``.
+    """A request; the path is percent-decoded, HTTP/1.0 is version ``1``, and HTTP/2 has an authority instead of a host.
 
     Each reading of ``client`` formats the address anew, which costs as much as recording a request.
     """
@@ -234,6 +252,7 @@ class Scope(Protocol):
     query_string: str
     client: str
     headers: Headers
+    authority: str | None
 
 
 class Transport(Protocol):
@@ -253,6 +272,9 @@ class AnswerProtocol(Protocol):
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
     def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class AnswerWriter:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from nixery.access.identity import Identity
 from nixery.request_context import INTERNAL, Client, RequestContext, RequestIds, enter_request
 from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
 from nixery.server.http import Request, Response, Scope
@@ -74,6 +75,24 @@ class Observed(RequestContext):
                 return INTERNAL  # background work that no client waits for
             self._client = self._clients.client(self.scope.client, self._headers)
         return self._client
+
+    @property
+    def address(self) -> str:
+        """The address of the client, also if its name is that of an identity; empty once the request was released."""
+        if self.scope is None or self._headers is None:
+            return ""
+        return self._clients.client(self.scope.client, self._headers).name
+
+    @property
+    def peer(self) -> str:
+        """The other end of the connection; empty once the request was released."""
+        return self.scope.client if self.scope is not None else ""
+
+    def identify(self, identity: Identity) -> None:
+        """Count the request for somebody who identified themselves, rather than for their address."""
+        if not identity.is_anonymous:
+            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
+            self._client = Client(f"user:{identity}")
 
     def release(self) -> None:
         """Drop the web server's request and the header fields: timers and builds may keep this object for long."""

@@ -8,9 +8,13 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
 from nixery.builds.history import BuildHistory, BuildReport, Line
 from nixery.builds.slots import Slots
-from nixery.errors import TooBusy
+from nixery.errors import InvalidName, TooBusy
+from nixery.image.name import requests_for
+from nixery.image.platform import Platform
 from nixery.request_context import INTERNAL, Client, current_request
 
 # Retry time in seconds, after which another stream may have ended.
@@ -64,7 +68,7 @@ class PublishedBuilds:
     def get(self, build: str) -> BuildReport | None:
         """Return the report of a build in memory; ``None`` if there is none."""
         report = self._history.get(build)
-        return report and self._shown(report)
+        return report and self._visible(report)
 
     async def find(self, build: str) -> BuildReport | None:
         """Return the report of a build of any server of the storage; ``None`` if it is unknown.
@@ -77,7 +81,7 @@ class PublishedBuilds:
                 report = await self._history.find(build)
         else:
             report = await self._history.find(build)
-        return report and self._shown(report)
+        return report and self._visible(report)
 
     async def refresh(self) -> None:
         """Have ``recent`` include the builds of the other servers; wait a second for them at most."""
@@ -88,8 +92,14 @@ class PublishedBuilds:
         await self._history.shared(builds)
 
     def recent(self) -> Sequence[BuildReport]:
-        """Return all reports in memory, the latest first; see ``refresh``."""
-        return [self._shown(report) for report in self._history.recent()]
+        """Return the reports in memory that the asker may see, the latest first; see ``refresh``."""
+        reports = (self._visible(report) for report in self._history.recent())
+        return [report for report in reports if report is not None]
+
+    @property
+    def shows_names(self) -> bool:
+        """Whether the asker may see names and logs: of the builds that rules let them see, or of all if those are public."""
+        return current_access().is_restricted or self.public
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
         """See ``BuildHistory.follow``. Ends early to make room for a client that has fewer streams.
@@ -106,7 +116,7 @@ class PublishedBuilds:
             async with aclosing(self._history.follow(build, after)) as changes:
                 while (change := await _next_change(displaced, anext(changes, None))) is not None:
                     report, lines = change
-                    yield self._shown(report), lines if self.public else ()
+                    yield self._shown(report), lines if self.shows_names else ()
         finally:
             self._forget(client, displaced)
 
@@ -131,8 +141,18 @@ class PublishedBuilds:
             if not followers:
                 del self._followers[client]
 
+    def _visible(self, report: BuildReport) -> BuildReport | None:
+        access = current_access()
+        if not access.is_restricted:
+            return self._shown(report)
+        try:
+            requests = requests_for(report.name, (Platform.parse(report.platform),))
+        except (InvalidName, ValueError):
+            return None  # of another server, which may have written anything
+        return report if access.allows(Right.SEE_BUILDS, requests, report.tag or "latest") else None
+
     def _shown(self, report: BuildReport) -> BuildReport:
-        if self.public:
+        if self.shows_names:
             return report
         error = report.error and _HIDDEN
         return report.model_copy(

@@ -6,8 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
 from nixery.builds.slots import Slots
 from nixery.errors import TooBusy
+from nixery.image.name import parse_image_name
 from nixery.storage.catalogue import Catalogue
 
 # Names of a page.
@@ -69,4 +72,7 @@ class PublishedImages:
         async with self._slots.slot():
             names = await self._catalogue.names(max(after, before), _PAGE + 1)
         found = [name for name in names if name.startswith(beginning)]
-        return FoundImages(found[:_PAGE], found[_PAGE - 1] if len(found) > _PAGE else None)
+        after_page = found[_PAGE - 1] if len(found) > _PAGE else None
+        access = current_access()
+        shown = [name for name in found[:_PAGE] if access.allows_name(Right.PULL, parse_image_name(name))]
+        return FoundImages(shown, after_page)

@@ -8,9 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
 from nixery.builds.index_records import PackageVersion, Progress
 from nixery.builds.package_index import PackageIndex
-from nixery.builds.package_search import FoundPackage
+from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidReference, NixeryError, PackageUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference
@@ -186,13 +188,15 @@ class PublishedPackages:
         near: Sequence[str] = ()
         if limit:
             async with self._slots.slot():
-                found = await asyncio.to_thread(names.search, text, limit)
+                found = await asyncio.to_thread(_search, names, text, limit)
                 if not found or (suggest and not _is_name(text, found)):
                     near = await self._near(tag, text.strip())
                 if not found:
                     found = [package for name in near if (package := names.get(name))][:limit]
                     near = ()
-        return FoundPackages(found, len(names), progress, near)
+        # How many names there are that somebody may pull is not known: that would take a decision for each.
+        total = len(found) if current_access().is_restricted else len(names)
+        return FoundPackages([one for one in found if _is_visible(one.name)], total, progress, near)
 
     async def summary(self) -> PackageSetSummary | None:
         """Summarise the package set of the default tag; ``None`` before the first look-up of that tag.
@@ -222,7 +226,8 @@ class PublishedPackages:
         if progress is None:
             return None
         async with self._descriptions.slot():
-            return MetaPackages(await self._index.meta_packages(tag), progress)
+            found = await self._index.meta_packages(tag)
+        return MetaPackages([one for one in found if _is_visible(one[0])], progress)
 
     async def check(self, tag: str, names: Sequence[str]) -> Sequence[CheckedName]:
         """Check whether the package set of a tag has some names; of more than ``MOST_CHECKED``, the first ones.
@@ -234,9 +239,12 @@ class PublishedPackages:
             NixeryError: the tag is invalid or unknown, or the storage cannot be read.
         """
         tag, checked, left = _valid(tag), [], _MOST_SUGGESTED
-        for name in names[:MOST_CHECKED]:
-            found = await self._index.look_up(tag, name)
+        names = names[:MOST_CHECKED]
+        for name, found in zip(names, await self._index.look_up(tag, names), strict=True):
             near: Sequence[str] = ()
+            if not _is_visible(name):
+                checked.append(CheckedName(name, exists=False))
+                continue
             if found.exists is False and left:
                 left -= 1
                 async with self._slots.slot():
@@ -246,7 +254,8 @@ class PublishedPackages:
 
     async def _near(self, tag: str, name: str) -> Sequence[str]:
         is_searched = _FUZZY <= len(name) <= _LONGEST_FUZZY and name.isprintable()
-        return await self._index.near_names(tag, name.lower()) if is_searched else ()
+        near = await self._index.near_names(tag, name.lower()) if is_searched else ()
+        return [one for one in near if _is_visible(one)]
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
         """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.
@@ -261,7 +270,7 @@ class PublishedPackages:
         if progress is None:
             return None
         async with self._descriptions.slot():
-            found = await self._index.attribute(tag, name)
+            found = await self._index.attribute(tag, name) if _is_visible(name) else None
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
             async with self._slots.slot():
@@ -269,6 +278,17 @@ class PublishedPackages:
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
+
+
+def _is_visible(name: str) -> bool:
+    return current_access().allows_package(Right.PULL, name)
+
+
+def _search(names: PackageSearch, text: str, limit: int) -> Sequence[FoundPackage]:
+    """Find packages that the asker may pull; rules may hide most of the best ones, so more are searched."""
+    if not current_access().is_restricted:
+        return names.search(text, limit)
+    return [found for found in names.search(text, LARGEST_LIMIT) if _is_visible(found.name)][:limit]
 
 
 def _is_name(text: str, found: Sequence[FoundPackage]) -> bool:

@@ -191,6 +191,10 @@ class _Group(BaseSettings):
         return value if may_be_empty else values.not_empty(value)
 
 
+# The last words of the variables for TLS.
+_TLS = ("CERTIFICATE", "KEY", "CLIENT_CA")
+
+
 class ServerSettings(_Group):
     """Addresses to listen on, and limits."""
 
@@ -218,6 +222,31 @@ class ServerSettings(_Group):
     )
     """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
     `X-Request-Id` and `traceparent` from any other address.
+    """
+    access: Path | None = Field(None, alias="NIXERY_ACCESS")
+    """The [access file](access.md): who may pull, who may have images built, and how much. Without it, everybody may do
+    everything.
+    """
+    tls_certificate: Annotated[Path | None, Doc(default="no TLS")] = Field(
+        None, alias="NIXERY_TLS_CERTIFICATE"
+    )
+    """PEM file with the certificate of the server, followed by those of its intermediate authorities. It turns
+    TLS on for `PORT`. The server notices a changed file within seconds, and keeps the previous certificate if
+    it cannot use the new one.
+    """
+    tls_key: Path | None = Field(None, alias="NIXERY_TLS_KEY")
+    """PEM file with the private key of the certificate, without a password: ECDSA with P-256 or P-384, Ed25519,
+    or RSA with 2048 to 4096 bits.
+    """
+    tls_client_ca: Annotated[Path | None, Doc(default="clients need no certificate")] = Field(
+        None, alias="NIXERY_TLS_CLIENT_CA"
+    )
+    """PEM file with authorities of client certificates. With it, the server accepts only connections with a
+    certificate of one of them. A certificate admits a connection, and identifies no user.
+    """
+    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
+    """File to which the server appends the [audit log](access.md#audit-log); `-` for the standard
+    output. Without it, there is none.
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
@@ -272,6 +301,21 @@ class ServerSettings(_Group):
         if port is not None and port == info.data.get("port"):
             raise ValueError("it is the same as PORT; health and metrics need a separate port")
         return port
+
+    @classmethod
+    def _missing(cls, environment: Mapping[str, str]) -> list[str]:
+        problems = super()._missing(environment)
+        certificate, key, client_ca = (environment.get(f"NIXERY_TLS_{name}") for name in _TLS)
+        if bool(certificate) != bool(key):
+            missing, present = ("KEY", "CERTIFICATE") if certificate else ("CERTIFICATE", "KEY")
+            problems.append(
+                f"NIXERY_TLS_{missing} is not set, but NIXERY_TLS_{present} is: set both, or neither"
+            )
+        elif client_ca and not certificate:
+            problems.append(
+                "NIXERY_TLS_CLIENT_CA is set without NIXERY_TLS_CERTIFICATE and NIXERY_TLS_KEY: set them too"
+            )
+        return problems
 
     @property
     def queued_per_client(self) -> int:

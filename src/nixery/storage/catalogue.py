@@ -27,10 +27,12 @@ from nixery.errors import InvalidDigest, InvalidName, InvalidReference, StorageE
 from nixery.image.name import LONGEST_NAME, Tag, canonical_name, parse_reference
 from nixery.oci.digest import Digest
 from nixery.storage.records import (
+    IMAGE_NAMES,
     KINDS,
     REFERRERS,
     TAGS,
     TAGS_IN_ORDER,
+    CheckedDict,
     RecordStore,
     decode,
     ordered_key,
@@ -76,7 +78,7 @@ class ReferrerRecord(BaseModel):
     digest: str
     size: int | None = Field(None, ge=0)
     artifact_type: str | None = Field(None, alias="artifactType")
-    annotations: dict[str, str] | None = None
+    annotations: CheckedDict[str] = {}
 
 
 class Catalogue:
@@ -94,6 +96,7 @@ class Catalogue:
         self._records = records
         self._clock = clock
         self._recorded: LRUCache[tuple[str, str], tuple[Digest, float]] = LRUCache(_RECORDED_CAPACITY)
+        self._named: LRUCache[tuple[str, Digest], float] = LRUCache(_RECORDED_CAPACITY)
         self._is_migrated = False
         # Reads all records of the kind TAGS, once.
         self._reading: asyncio.Task[Mapping[str, TagRecord | None]] | None = None
@@ -118,16 +121,33 @@ class Catalogue:
         return recorded == manifest and self._clock() - when < _RENEW_AFTER
 
     async def _record(self, record: TagRecord) -> bool:
-        key, content = _key(record.name, record.tag), record.model_dump_json().encode()
+        return await self._write(TAGS_IN_ORDER, _key(record.name, record.tag), record)
+
+    async def _write(self, kind: str, key: str, record: TagRecord) -> bool:
+        content = record.model_dump_json().encode()
         try:
-            if await self._records.get(TAGS_IN_ORDER, key) == content:
-                await self._records.renew(TAGS_IN_ORDER, key, content)
+            if await self._records.get(kind, key) == content:
+                await self._records.renew(kind, key, content)
             else:
-                await self._records.put(TAGS_IN_ORDER, key, content)
+                await self._records.put(kind, key, content)
         except StorageError as error:
             _log.warning("cannot record a tag", name=record.name, tag=record.tag, reason=str(error))
             return False
         return True
+
+    async def record_name(self, name: str, tag: str, manifest: Digest) -> None:
+        """Record that a name stood for a manifest or an index: who may pull the name may pull it by its digest.
+
+        If that fails, no pull does; a later one records it.
+        """
+        known = self._named.get((name, manifest))
+        if known is not None and self._clock() - known < _RENEW_AFTER:
+            return
+        self._named.put((name, manifest), self._clock(), len(name))
+        canonical = canonical_name(name)
+        record = TagRecord(name=canonical, tag=tag, digest=str(manifest))
+        if not await self._write(IMAGE_NAMES, _hash(canonical) + manifest.hex, record):
+            self._named.discard((name, manifest))
 
     async def tags(self, name: str, after: str, limit: int) -> list[str]:
         """Return some tags that were built for a name, in ASCII order.
@@ -158,6 +178,38 @@ class Catalogue:
                 if named:
                     found.append(named[1])
         return sorted({*found, *old})[:limit] if old else found
+
+    async def manifests(self, name: str, limit: int) -> list[tuple[Digest, str]]:
+        """Return manifests and indexes that a name stood for, each with one of its tags, in the order of their digests.
+
+        Raises:
+            StorageError: the storage cannot be listed.
+        """
+        prefix = _hash(canonical_name(name))
+        keys: list[str] = []
+        async with aclosing(self._records.scan(IMAGE_NAMES, prefix)) as listing:
+            async for listed in listing:
+                keys.append(listed.key)
+                if len(keys) == limit:
+                    break
+        found: list[tuple[Digest, str]] = []
+        for start in range(0, len(keys), _CONCURRENT):
+            some = [Digest(key.removeprefix(prefix)) for key in keys[start : start + _CONCURRENT]]
+            tags = await asyncio.gather(*(self.tag_of(name, digest) for digest in some))
+            found += [(digest, tag) for digest, tag in zip(some, tags, strict=True) if tag is not None]
+        return found
+
+    async def tag_of(self, name: str, digest: Digest) -> str | None:
+        """Return a tag under which a name stood for a manifest or an index; ``None`` if it never did.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        canonical = canonical_name(name)
+        content = await self._records.get(IMAGE_NAMES, _hash(canonical) + digest.hex)
+        record = decode(TagRecord.model_validate_json, content)
+        is_ours = record is not None and (record.name, record.digest) == (canonical, str(digest))
+        return record.tag if record is not None and is_ours else None
 
     async def names(self, after: str, limit: int) -> list[str]:
         """Return some names of images that were built, in ASCII order, one for each image.

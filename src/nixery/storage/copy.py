@@ -10,10 +10,25 @@ from dataclasses import dataclass, field
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
-from nixery.storage.records import BUILD_PROGRESS, COLLECTIONS, KINDS
+from nixery.storage.records import (
+    API_TOKEN_USES,
+    API_TOKENS,
+    BUILD_PROGRESS,
+    COLLECTIONS,
+    KINDS,
+    SIGNING_KEYS,
+)
 
 # A collection in progress in the source does not concern the target.
-COPIED = tuple(kind for kind in KINDS if kind not in {COLLECTIONS, BUILD_PROGRESS})
+COPIED = tuple(
+    kind
+    for kind in KINDS
+    if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS}
+)
+
+# Copied on demand: a copy that runs again would restore tokens that were revoked in the target, and a copy for tests
+# would accept the tokens of the original.
+_TOKENS = (API_TOKENS, API_TOKEN_USES)
 
 
 @dataclass
@@ -35,7 +50,9 @@ class Copied:
     broken: list[Digest] = field(default_factory=list)
 
 
-async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copied], None]) -> Copied:
+async def copy_storage(
+    source: Storage, target: Storage, observe: Callable[[Copied], None], *, api_tokens: bool = False
+) -> Copied:
     """Copy all blobs that the target lacks, and check the digest of each, then copy all records.
 
     An interrupted copy resumes. Records come last, so that every record in the target has its blobs. Records
@@ -45,6 +62,7 @@ async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copi
         source: only read.
         target: keeps its own contents.
         observe: called after each piece of work, with the same progress that this returns.
+        api_tokens: whether to copy API tokens, too.
 
     Raises:
         StorageError: one of the storages fails.
@@ -54,7 +72,7 @@ async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copi
         done.blobs += 1
         await _copy_blob(source, target, listed.digest, done, observe)
         observe(done)
-    for kind in COPIED:
+    for kind in (*COPIED, *(_TOKENS if api_tokens else ())):
         async for record in source.records.scan(kind):
             content = await source.records.get(kind, record.key)
             if content is None:

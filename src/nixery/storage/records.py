@@ -1,4 +1,4 @@
-"""Records: small documents by kind and key, replaced as a whole, that the server can recreate.
+"""Records: small documents by kind and key, replaced as a whole, that the server can recreate; and API tokens.
 
 ::
 
@@ -22,9 +22,10 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import zstandard
+from pydantic import FailFast
 
 from nixery.errors import InvalidDigest, StorageError
 from nixery.storage.driver import Driver
@@ -46,6 +47,12 @@ _PART = 200
 _FAN = 2
 
 Content = TypeVar("Content")
+Element = TypeVar("Element")
+
+# A list and a mapping in a schema that are read up to their first wrong element. Otherwise pydantic makes an error of a
+# kilobyte for each, and no other thread runs meanwhile: for seconds, with a planted record of a hundred thousand.
+CheckedList = Annotated[list[Element], FailFast()]
+CheckedDict = Annotated[dict[str, Element], FailFast()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,12 @@ BATCH_CLOSURES = "batch-closures"
 PINS = "pins"
 TAGS_IN_ORDER = "tags-in-order"
 REFERRERS = "referrers"
+IMAGE_NAMES = "image-names"
+SIGNING_KEYS = "signing-keys"
 USES = "uses"
 COLLECTIONS = "collections"
+API_TOKENS = "api-tokens"
+API_TOKEN_USES = "api-token-uses"  # noqa: S105 -- a kind
 # Of storages of version 1 (nixery.storage.catalogue).
 TAGS = "tags"
 
@@ -109,9 +120,16 @@ KINDS: Mapping[str, RecordKind] = {
     TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
     TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
     REFERRERS: RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
+    IMAGE_NAMES: RecordKind(1 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    # Of the token service. New servers would make new ones, and clients get new tokens.
+    SIGNING_KEYS: RecordKind(4 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
     USES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
     # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
     COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
+    # Cannot be made again: exempt from the bounds of number and age, which `access.api_tokens` enforces.
+    API_TOKENS: RecordKind(32 * _KIB, 5000, 3650 * _DAY, commas=2000, leads_to_blobs=True),
+    # By their times, the last uses of tokens.
+    API_TOKEN_USES: RecordKind(64, 10_000, 3650 * _DAY, leads_to_blobs=True),
 }
 
 

@@ -46,6 +46,7 @@ from nixery.errors import (
     NixTimedOut,
     NixUnusable,
     PackageSetChanged,
+    QuotaExceeded,
     RequestError,
     ShuttingDown,
     SourceUnreachable,
@@ -79,6 +80,7 @@ _OUTCOMES: Mapping[type[NixeryError], str] = {
     BuildError: "failed",
     StorageError: "storage_error",
     TooBusy: "refused",
+    QuotaExceeded: "refused",
     ShuttingDown: _CANCELLED,
     NixeryError: "other",
 }

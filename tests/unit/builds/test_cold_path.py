@@ -34,6 +34,7 @@ from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
 from nixery.server.http import Request
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.sources.directory import DirectorySource
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import Catalogue
@@ -95,7 +96,8 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
     )
     builds = BuildCoordinator(BuildCache(records, blobs, leases, ""), builder, (), BuildBounds(Slots(1, 1)))
     images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)
-    manifests = Manifests(images, blobs, leases, Catalogue(records), [AMD64])
+    catalogue = Catalogue(records)
+    manifests = Manifests(images, blobs, leases, catalogue, Permissions(catalogue, blobs, [AMD64]))
 
     found: list[str] = []
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Collection
 from contextvars import Context
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
-from nixery.builds.coordinator import BuildBounds, BuildCoordinator
+from nixery.builds.coordinator import Admit, BuildBounds, BuildCoordinator, Leave
 from nixery.builds.events import Build, BuildEvent, Failed, Joined, Observe, Queued, Requested, Started
 from nixery.builds.image import Image
 from nixery.builds.slots import Slots
@@ -20,6 +22,7 @@ from nixery.errors import (
     InternalError,
     NixeryError,
     PackageSetChanged,
+    QuotaExceeded,
     ShuttingDown,
     StorageError,
     TooBusy,
@@ -45,6 +48,7 @@ class World:
         self.error: Exception | None = None
         self.now = 0.0
         self.slots = Slots(100, 0)
+        self.admit: Admit | None = None
         self.seconds: float | None = None
         self.may_end = asyncio.Event()
         self.may_end.set()
@@ -78,6 +82,8 @@ class World:
 
     def coordinator(self, failure_time_to_live: float = 30) -> BuildCoordinator:
         bounds = BuildBounds(self.slots, self.seconds)
+        if self.admit is not None:
+            bounds = replace(bounds, admit=self.admit)
         return BuildCoordinator(None, self, [self], bounds, failure_time_to_live, lambda: self.now)  # type: ignore[arg-type]
 
 
@@ -414,3 +420,145 @@ async def test_made_up_names_of_one_client_do_not_delay_look_ups_of_others(world
     assert cache.most_running == 4
     # It gets the next free slot, instead of waiting for all others.
     assert cache.looked_up.index("git") <= 8
+
+
+class Quota:
+    """Decides about builds as a test says, and remembers how they ended."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.admitted: list[str] = []
+        self.ended: list[int | None] = []
+
+    def admit(self, clients: Collection[Client]) -> Leave:
+        for client in clients:
+            if client.name not in self.refused:
+                self.admitted.append(client.name)
+                return self.ended.append
+        raise QuotaExceeded(QuotaExceeded.BUILDS, 0, 10)
+
+
+@pytest.fixture
+def quota(world: World) -> Quota:
+    found = Quota()
+    world.admit = found.admit
+    return found
+
+
+def pull(builds: BuildCoordinator, client: str, name: str = "git") -> asyncio.Task[Image]:
+    async def pulled() -> Image:
+        enter_request(RequestContext(client, Client(client)))
+        return await builds.image(parse_image_name(name), PIN)
+
+    return asyncio.get_running_loop().create_task(pulled(), context=Context())
+
+
+async def test_a_build_without_quota_does_not_start_and_is_not_remembered_as_a_failure(
+    world: World, quota: Quota
+) -> None:
+    builds = world.coordinator()
+    quota.refused = {"greedy"}
+    with pytest.raises(QuotaExceeded, match="builds an hour are limited to 0"):
+        await pull(builds, "greedy")
+    enter_request(RequestContext("greedy", Client("greedy")))
+    with pytest.raises(QuotaExceeded):
+        await builds.begin(REQUEST, PIN)
+    assert not world.builds
+    await pull(builds, "modest")
+    assert (quota.admitted, world.builds) == (["modest"], 1)
+
+
+async def test_a_build_counts_with_the_size_of_its_image_and_once_for_all_that_join(
+    world: World, quota: Quota
+) -> None:
+    builds = world.coordinator()
+    world.may_end.clear()
+    tasks = [pull(builds, client) for client in ("one", "two", "three")]
+    await settle()
+    world.may_end.set()
+    (image, *_) = await asyncio.gather(*tasks)
+    assert (quota.admitted, quota.ended) == (["one"], [sum(size for _, size in image.parts)])
+
+
+async def test_a_failed_build_counts_and_one_that_never_started_does_not(world: World, quota: Quota) -> None:
+    world.slots = Slots(1, 0)
+    builds = world.coordinator()
+    world.may_end.clear()
+    world.error = BuildFailed("git.drv", (), "failed")
+    running = pull(builds, "one")
+    await settle()
+    with pytest.raises(TooBusy):
+        await pull(builds, "two", "curl")
+    assert quota.ended == [None]
+    world.may_end.set()
+    with pytest.raises(BuildFailed):
+        await running
+    assert quota.ended == [None, 0]
+
+
+async def test_the_quota_of_one_client_does_not_refuse_the_builds_of_others(
+    world: World, quota: Quota
+) -> None:
+    cache = SlowCache()
+    bounds = BuildBounds(Slots(10, 0), admit=quota.admit)
+    builds = BuildCoordinator(cache, world, [world], bounds)  # type: ignore[arg-type]
+    quota.refused = {"greedy"}
+    greedy = pull(builds, "greedy")
+    await settle()
+    modest = pull(builds, "modest")
+    await settle()
+    cache.may_answer.set()
+    await asyncio.gather(greedy, modest)
+    assert quota.admitted == ["modest"]
+
+
+async def test_an_unattended_build_is_not_refused_for_the_quota_of_the_client_that_began_it(
+    world: World, quota: Quota
+) -> None:
+    cache = SlowCache()
+    bounds = BuildBounds(Slots(10, 0), admit=quota.admit)
+    builds = BuildCoordinator(cache, world, [world], bounds)  # type: ignore[arg-type]
+    quota.refused = {"greedy"}
+
+    def begin(client: str) -> asyncio.Task[Build]:
+        async def begun() -> Build:
+            enter_request(RequestContext(client, Client(client)))
+            return await builds.begin(REQUEST, PIN)
+
+        return asyncio.get_running_loop().create_task(begun(), context=Context())
+
+    greedy, modest = begin("greedy"), begin("modest")
+    await settle()
+    cache.may_answer.set()
+    await modest
+    with pytest.raises(QuotaExceeded):
+        await greedy
+    assert quota.admitted == ["modest"]
+
+
+async def test_an_image_that_another_server_built_meanwhile_does_not_count(
+    world: World, quota: Quota
+) -> None:
+    config = image_config(REQUEST.platform.architecture, ExecutionParameters(), [])
+    stored = Image(image_manifest(config, []), None)
+    found: dict[str, Image] = {}
+
+    class Cache:
+        async def find_recent(self, *_: object) -> None: ...
+
+        async def find(self, _: Pin, request: ImageRequest) -> Image | None:
+            return found.get(request.requested[0])
+
+        async def add(self, _: Pin, __: ImageRequest, image: Image) -> Image:
+            return image
+
+    bounds = BuildBounds(Slots(1, 1), admit=quota.admit)
+    builds = BuildCoordinator(Cache(), world, [world], bounds)  # type: ignore[arg-type]
+    world.may_end.clear()
+    first, second = pull(builds, "one", "git"), pull(builds, "two", "curl")
+    await settle()
+    found["curl"] = stored
+    world.may_end.set()
+    await asyncio.gather(first, second)
+    assert quota.admitted == ["one", "two"]
+    assert sorted(quota.ended, key=lambda size: size is None)[1:] == [None]

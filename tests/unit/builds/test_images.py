@@ -38,8 +38,16 @@ class FakeBuilds:
         self.errors: dict[Platform, NixeryError] = {}
         self.asked = 0
 
-    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:  # noqa: ARG002 -- for reports
+    async def image(
+        self,
+        request: ImageRequest,
+        pin: Pin,
+        tag: str | None = None,  # noqa: ARG002 -- for reports
+        *,
+        may_build: bool = True,
+    ) -> Image:
         assert pin.source == "fake:"
+        assert may_build
         self.asked += 1
         if error := self.errors.get(request.platform):
             raise error
@@ -157,10 +165,17 @@ class BuildsOfPins(FakeBuilds):
         self.changed = changed
         self.begun: list[Build] = []
 
-    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:  # noqa: ARG002 -- for reports
+    async def image(
+        self,
+        request: ImageRequest,
+        pin: Pin,
+        tag: str | None = None,  # noqa: ARG002 -- for reports
+        *,
+        may_build: bool = True,
+    ) -> Image:
         if pin.identity in self.changed:
             raise PackageSetChanged
-        return await super().image(request, pin)
+        return await super().image(request, pin, may_build=may_build)
 
     async def begin(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Build:  # noqa: ARG002 -- for reports
         self.begun.append(Build.of(request, pin))

@@ -8,13 +8,16 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from nixery.gc.collector import RetentionPolicy
 from nixery.gc.records import CHECKS, enforce_bounds
-from nixery.storage.records import COLLECTIONS, KINDS, USES, ListedRecord, RecordKind, RecordStore
+from nixery.storage.records import API_TOKENS, COLLECTIONS, KINDS, USES, ListedRecord, RecordKind, RecordStore
 from tests.unit.gc.conftest import DAY, HOUR, Store
 
 # Kinds that only the collector deletes.
 COLLECTORS = {USES, COLLECTIONS}
-OTHERS = sorted(KINDS.keys() - COLLECTORS)
+# Records that no bound deletes.
+EXEMPT = {*COLLECTORS, API_TOKENS}
+OTHERS = sorted(KINDS.keys() - EXEMPT)
 
 
 def test_every_kind_has_a_schema() -> None:
@@ -41,15 +44,17 @@ async def test_old_records_are_deleted(store: Store, kind: str) -> None:
     assert await store.keys(kind) == {young}
 
 
-async def test_leases_and_collections_are_left_to_the_collector(
+async def test_leases_collections_and_api_tokens_have_no_bounds(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kind in COLLECTORS:
+    for kind in EXEMPT:
         monkeypatch.setitem(KINDS, kind, RecordKind(1000, 1, DAY))
         for number in range(3):
             await store.put_old(kind, number, ago=2 * DAY)
-    await enforce_bounds(store.records, time.time())
-    assert {kind: len(await store.keys(kind)) for kind in COLLECTORS} == dict.fromkeys(COLLECTORS, 3)
+    await enforce_bounds(store.records, time.time(), low_on_inodes=True)
+    assert {kind: len(await store.keys(kind)) for kind in EXEMPT} == dict.fromkeys(EXEMPT, 3)
+    await store.collect(RetentionPolicy(max_age=1))
+    assert len(await store.keys(API_TOKENS)) == 3
 
 
 async def test_a_collection_from_the_future_blocks_no_other(store: Store) -> None:

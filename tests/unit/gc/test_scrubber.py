@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nixery.access.api_tokens import ApiTokens
 from nixery.builds.history import BuildReport
 from nixery.builds.index_records import StateIndex
 from nixery.builds.pins import Term
@@ -90,6 +91,8 @@ async def valid_records(store: Store) -> None:
     image = await store.image(b"a layer")
     digest = image.manifest.descriptor.digest
     await Catalogue(store.records).record_tag("name", "tag", digest)
+    tokens = ApiTokens(store.records)
+    await tokens.verify((await tokens.create("ci", groups=["builders"], expires_in=60))[0])
     contents = {
         "images": b'{"manifest": "%s"}' % str(digest).encode(),
         "evaluations": b"[]",

@@ -10,7 +10,20 @@ from typer.testing import CliRunner
 from nixery.cli import app
 from scripts.reference.commands import render
 
-COMMANDS = ("serve", "check", "popularity", "build", "inspect", "gc", "scrub", "storage copy")
+COMMANDS = (
+    "serve",
+    "check",
+    "popularity",
+    "build",
+    "inspect",
+    "gc",
+    "scrub",
+    "storage copy",
+    "token create",
+    "token list",
+    "token revoke",
+    "password",
+)
 
 
 def section(command: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from nixery.builds.package_index import DefaultState, NameLookup, PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath
-from nixery.errors import NixeryError, TagUnknown
+from nixery.errors import BuildNotAllowed, NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
 from nixery.image.spelling import NearNames
@@ -42,6 +43,7 @@ from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
@@ -64,8 +66,10 @@ class FakeImages(Images):
     error: NixeryError | None = None
     asked: list[tuple[tuple[ImageRequest, ...], str]] = field(default_factory=list)
 
-    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
+    async def get(self, requests: tuple[ImageRequest, ...], tag: str, *, may_build: bool = True) -> Found:
         self.asked.append((requests, tag))
+        if not may_build:
+            raise BuildNotAllowed("/".join(requests[0].requested))
         if self.error is not None:
             raise self.error
         return Found(self.image, Pinned(PIN, self.warning), tag)
@@ -76,9 +80,10 @@ class FakeDescriptions:
 
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
-        self.closures: ImageClosure | None = None
+        self.closure: ImageClosure | None = None
         self.licences: tuple[str, ...] = ("GPL-2.0-only",)
         self.compared = self.shared = 0
+        self.config: Mapping[str, object] = {"Cmd": ["sh"]}
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
@@ -86,9 +91,10 @@ class FakeDescriptions:
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision
 
-    async def closure(self, image: ImageDescription) -> ImageClosure | None:
-        assert image.digest == "sha256:0"
-        return self.closures
+    @asynccontextmanager
+    async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
+        assert all(image.digest == "sha256:0" for image in images)
+        yield [self.closure for _ in images]
 
     async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
         assert pin == PIN
@@ -104,7 +110,7 @@ class FakeDescriptions:
             DescribedLayer("sha256:2", 1, ("git",)),
         )
         return ImageDescription(
-            "linux/amd64", "sha256:0", (package,), layers, {"Cmd": ["sh"]}, {}, (), self.compared
+            "linux/amd64", "sha256:0", (package,), layers, self.config, {}, (), self.compared
         )
 
 
@@ -173,11 +179,15 @@ class FakeIndex:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
 
-    async def look_up(self, tag: str, name: str) -> NameLookup:
-        found = (await self.names(tag)).get(name)
-        if name.startswith("set."):
-            return NameLookup(None)
-        return NameLookup(found is not None, found.reason if found is not None else "")
+    async def look_up(self, tag: str, names: Sequence[str]) -> list[NameLookup]:
+        known = await self.names(tag)
+        found = {name: known.get(name) for name in names}
+        return [
+            NameLookup(None)
+            if name.startswith("set.")
+            else NameLookup(package is not None, package.reason if package is not None else "")
+            for name, package in found.items()
+        ]
 
     async def near_names(self, tag: str, name: str) -> Sequence[str]:
         names = await self.names(tag)
@@ -236,12 +246,19 @@ class StoredImage:
     ) -> tuple[Registry, FakeImages]:
         """Wire a registry with empty caches."""
         images = FakeImages(built or self.image)
+        permissions = Permissions(self.catalogue, self.blobs, [AMD64])
         registry = Registry(
             Manifests(
-                images, self.blobs, self.leases, self.catalogue, [AMD64], cast("PackageIndex | None", index)
+                images,
+                self.blobs,
+                self.leases,
+                self.catalogue,
+                permissions,
+                cast("PackageIndex | None", index),
             ),
-            Blobs(self.blobs, SmallBlobs(self.blobs), self.leases),
-            Discovery(self.catalogue, public=public),
+            Blobs(self.blobs, SmallBlobs(self.blobs), self.leases, permissions),
+            Discovery(self.catalogue, permissions, public=public),
+            permissions,
             log_links=log_links,
         )
         return registry, images

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.errors import (
+    ApiTokenRefused,
     BuildError,
     BuildFailed,
     CollectionRunning,
@@ -16,6 +17,7 @@ from nixery.errors import (
     PackagesUnavailable,
     PlatformFailed,
     PushFailed,
+    QuotaExceeded,
     Reason,
     RequestError,
     SettingsError,
@@ -24,6 +26,7 @@ from nixery.errors import (
     StorageError,
     TagUnknown,
     TooBusy,
+    TooManyFailedLogins,
     Unavailable,
     UnavailablePackage,
     UnsafeContents,
@@ -48,8 +51,9 @@ def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
 def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
     """A new error needs a row, or an exception here for an error that no request ends with."""
     groups = {RequestError, BuildError, PackageSetError, NixError, OperatorError, Unavailable}
-    never_in_requests = {SettingsError, PushFailed, CollectionRunning}
-    without = groups | never_in_requests | {PlatformFailed}
+    never_in_requests = {SettingsError, PushFailed, CollectionRunning, ApiTokenRefused}
+    # The row of its base.
+    without = groups | never_in_requests | {PlatformFailed, TooManyFailedLogins}
     assert set(tree(NixeryError)) == set(STATUS_AND_CODE) | without
     assert not set(STATUS_AND_CODE) & without
 
@@ -64,6 +68,7 @@ def test_an_error_without_a_row_has_the_row_of_its_base() -> None:
         (PackagesUnavailable(()), (404, "MANIFEST_UNKNOWN")),
         (SourceUnreachable("no route to host"), (503, "UNKNOWN")),
         (TooBusy(1, 4, 10), (429, "TOOMANYREQUESTS")),
+        (QuotaExceeded(QuotaExceeded.BUILDS, 10, 360), (429, "TOOMANYREQUESTS")),
     ],
 )
 def test_an_error_of_one_platform_is_answered_as_its_cause(

@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from itertools import takewhile
 from urllib.parse import quote, unquote, urlencode
 
+from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
 from nixery.builds.history import BuildReport, State, image_name
@@ -20,7 +21,7 @@ from nixery.image.meta_packages import SHELL
 from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
-from nixery.server.api import NamedImage, describe
+from nixery.server.api import NamedImage, describe, visible
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.compression import compressed
 from nixery.server.errors import errors_body
@@ -101,7 +102,20 @@ _TITLES = {
 
 # First components of the server's own paths.
 _TAKEN = frozenset(
-    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+    {
+        "v2",
+        "api",
+        "static",
+        "builds",
+        "images",
+        "packages",
+        "meta-packages",
+        "docs",
+        "help",
+        "openapi.json",
+        "login",
+        "logout",
+    }
 )
 
 # Headings of pages about attributes, by their kind.
@@ -188,6 +202,10 @@ class ShownImage:
     shell_alone: int
 
 
+# A name for which an image cannot be built; near names, with links to their images.
+_Problem = tuple[CheckedName, Sequence[tuple[str, str]]]
+
+
 class Pages:
     """Answers requests for pages.
 
@@ -251,7 +269,7 @@ class Pages:
         try:
             return await self._page(request, match)
         except NixeryError as error:
-            return self._templates.error(error)
+            return self._templates.error(current_access().without_hidden(error))
 
     async def _page(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a page each
         match match.groupdict():
@@ -339,7 +357,7 @@ class Pages:
             previous=link(page - 1),
             next=link(page + 1),
             now=time.time(),
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     async def _images_page(self, request: Request) -> Response:
@@ -385,7 +403,7 @@ class Pages:
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
             recent=others,
             failed=failed,
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     def _build(self, report: BuildReport | None) -> Response:
@@ -398,7 +416,7 @@ class Pages:
             build=report,
             now=now,
             stages=_shown_stages(report, now),
-            public=self._builds.public,
+            public=self._builds.shows_names,
             image=image,
             tag=tag,
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
@@ -407,7 +425,7 @@ class Pages:
         )
 
     async def _log(self, build: str) -> Response:
-        if not self._builds.public:
+        if not self._builds.shows_names:
             return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
         report = await self._builds.find(build)
         if report is None:
@@ -419,12 +437,20 @@ class Pages:
         return BytesResponse(200, content, _LOG_HEADERS)
 
     async def _image(self, request: Request, image: str) -> Response:
-        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.shows_names)
         problems = await self._problems(named)
-        closures = [await self._descriptions.closure(description) for description in named.found]
-        if (why := request.query.get("why")) is not None:
-            return await self._why(named, why, closures)
+        async with self._descriptions.closures(named.found) as closures:
+            if (why := request.query.get("why")) is not None:
+                return await self._why(named, why, closures)
+            return await self._image_page(request, named, problems, closures)
 
+    async def _image_page(
+        self,
+        request: Request,
+        named: NamedImage,
+        problems: Sequence[_Problem],
+        closures: Sequence[ImageClosure | None],
+    ) -> Response:
         # The digest of several platforms is that of their index, which the description does not have.
         digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
 
@@ -455,7 +481,7 @@ class Pages:
                 missing=[str(one.platform) for one in named.missing],
                 shared=[
                     (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
-                    for shared in (named.found[0].shared if named.found else ())
+                    for shared in visible(named.found[0].shared if named.found else ())
                 ],
             )
 
@@ -490,7 +516,7 @@ class Pages:
 
         return await self._writer.write(page)
 
-    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+    async def _problems(self, named: NamedImage) -> Sequence[_Problem]:
         """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
         if not named.missing:
             return ()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 
-from nixery.errors import NixeryError
+from nixery.access.audit import AuditLog
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
+from nixery.errors import AccessDenied, BuildNotAllowed, NixeryError, NotVisible
 from nixery.server.clients import base_url
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 
 _RESOURCE = re.compile(
     r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?\Z))/(?P<reference>[^/]+)/?",
@@ -24,12 +28,23 @@ class Registry:
     """Routes requests; read-only, since an image's name defines its contents.
 
     Args:
+        permissions: decides who may pull what.
         log_links: whether the message about a failed build links to its log.
+        audit: records pulls and refusals; ``None`` for no record.
     """
 
     def __init__(
-        self, manifests: Manifests, blobs: Blobs, discovery: Discovery, *, log_links: bool = False
+        self,
+        manifests: Manifests,
+        blobs: Blobs,
+        discovery: Discovery,
+        permissions: Permissions,
+        *,
+        log_links: bool = False,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit
+        self._permissions = permissions
         self._manifests = manifests
         self._blobs = blobs
         self._discovery = discovery
@@ -44,9 +59,13 @@ class Registry:
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         match = _RESOURCE.fullmatch(request.path)
         try:
+            if match is not None and request.repositories is not None:
+                self._permissions.require_name(request, match["name"])
             match match.groups() if match else request.path.rstrip("/"):
                 case name, "manifests", reference:
-                    return await self._manifests.get(request, name, reference)
+                    answer = await self._manifests.get(request, name, reference)
+                    self._record_pull(name, reference, answer)
+                    return answer
                 case name, "blobs", digest:
                     return await self._blobs.get(request, name, digest)
                 case name, "referrers", digest:
@@ -60,4 +79,18 @@ class Registry:
                 case _:
                     return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
         except NixeryError as error:
-            return error_response(error, base_url(request) if self._log_links else None)
+            access = current_access()
+            self._record_refusal(match["name"] if match else request.path, error)
+            has_links = self._log_links and access.allows_anything(Right.SEE_BUILDS)
+            return error_response(access.without_hidden(error), base_url(request) if has_links else None)
+
+    def _record_pull(self, name: str, reference: str, answer: Response) -> None:
+        digest = answer.headers.get("Docker-Content-Digest")
+        if self._audit is not None and digest is not None and ":" not in reference:
+            self._audit.pulled(name, reference, digest)
+
+    def _record_refusal(self, name: str, error: NixeryError) -> None:
+        # Clients without credentials are asked to log in first, and that is no refusal.
+        if self._audit is not None and isinstance(error, AccessDenied | NotVisible | BuildNotAllowed):
+            right = Right.BUILD if isinstance(error, BuildNotAllowed) else Right.PULL
+            self._audit.refused(right, name, str(error))

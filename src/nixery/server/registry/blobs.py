@@ -18,6 +18,7 @@ from nixery.server.http import (
     matches,
     parse_range,
 )
+from nixery.server.registry.permissions import Permissions
 from nixery.storage.blobs import BlobStore, SmallBlobs, StoredBlob, StoredFile
 from nixery.storage.leases import Leases
 
@@ -28,17 +29,25 @@ _SMALL = 64 * 1024
 class Blobs:
     """Answers with blobs.
 
-    Any name gives access to any blob: images share layers, and clients mount them under any name that they
-    know. Rules about who may read a blob belong here.
+    Without rules, any name gives access to any blob: images share layers, and clients mount them under any name that
+    they know.
 
     Args:
+        permissions: decides who may pull what.
         leases: renews the leases of images whose blobs are requested.
         redirect: whether to redirect clients to the bucket for large blobs.
     """
 
     def __init__(
-        self, blobs: BlobStore, small: SmallBlobs, leases: Leases, *, redirect: bool = False
+        self,
+        blobs: BlobStore,
+        small: SmallBlobs,
+        leases: Leases,
+        permissions: Permissions,
+        *,
+        redirect: bool = False,
     ) -> None:
+        self._permissions = permissions
         self._blobs = blobs
         self._small = small
         self._leases = leases
@@ -54,6 +63,7 @@ class Blobs:
         """
         validate_name(name)
         parsed = Digest.parse(digest)
+        await self._permissions.require_digest(name, parsed, BlobUnknown(digest))
         self._leases.renew_holding(parsed)
         blob = self._small.kept(parsed) or await self._find(parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size

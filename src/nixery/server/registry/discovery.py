@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from nixery.builds.slots import Slots
-from nixery.errors import NameUnknown, TooBusy
+from nixery.errors import LoginRequired, ManifestUnknown, NameUnknown, TooBusy
 from nixery.image.name import validate_name
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType
 from nixery.server.errors import errors_body
 from nixery.server.http import BytesResponse, Request
+from nixery.server.registry.permissions import Permissions
 from nixery.storage.catalogue import Catalogue
 
 # Entries of a page by default, and at most.
@@ -31,11 +32,13 @@ class Discovery:
 
     Args:
         catalogue: of built images.
+        permissions: decides who may pull what.
         public: whether every client may list names and tags. A client that knows a manifest's digest may
             always list what is attached to it.
     """
 
-    def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
+    def __init__(self, catalogue: Catalogue, permissions: Permissions, *, public: bool = True) -> None:
+        self._permissions = permissions
         self._catalogue = catalogue
         self._public = public
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.CATALOGUE)
@@ -48,10 +51,14 @@ class Discovery:
         """
         if not self._public:
             return _denied()
+        if not request.catalog:
+            raise LoginRequired("the token is not for the catalog")
         size = _page_size(request)
         async with self._slots.slot():
             names = await self._catalogue.names(request.query.get("last", ""), size + 1)
         page, headers = _page(names, size, "/v2/_catalog")
+        # A page may have fewer names than asked for; its link leads on.
+        page = [name for name in page if self._permissions.may_pull(name)]
         return _json({"repositories": page}, "application/json", headers)
 
     async def tags(self, request: Request, name: str) -> BytesResponse:
@@ -65,12 +72,14 @@ class Discovery:
         validate_name(name)
         if not self._public:
             return _denied()  # the same answer whether or not tags exist
+        self._permissions.require_some_tag(name)
         size, last = _page_size(request), request.query.get("last", "")
         async with self._slots.slot():
             tags = await self._catalogue.tags(name, last, size + 1)
             if not tags and not (last and await self._catalogue.tags(name, "", 1)):
                 raise NameUnknown(name)
         page, headers = _page(tags, size, f"/v2/{quote(name)}/tags/list")
+        page = [tag for tag in page if self._permissions.may_pull(name, tag)]
         return _json({"name": name, "tags": page}, "application/json", headers)
 
     async def referrers(self, request: Request, name: str, digest: str) -> BytesResponse:
@@ -83,6 +92,7 @@ class Discovery:
         """
         validate_name(name)
         subject = Digest.parse(digest)
+        await self._permissions.require_digest(name, subject, ManifestUnknown(digest, "is not stored here"))
         async with self._slots.slot():
             descriptors = await self._catalogue.referrers(subject)
         headers = {}

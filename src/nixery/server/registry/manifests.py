@@ -6,19 +6,20 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+from nixery.access.policy import current_access
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
 from nixery.builds.index_records import PackageVersion
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.slots import Slots
 from nixery.caching import LRUCache
-from nixery.errors import ManifestUnknown, NixeryError, TagUnknown, TooBusy
+from nixery.errors import BuildNotAllowed, LoginRequired, ManifestUnknown, NixeryError, TagUnknown, TooBusy
 from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for, validate_name
-from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.plain_text import shortened
-from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
+from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, elements, matches
+from nixery.server.registry.permissions import Permissions
 from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
 from nixery.storage.catalogue import Catalogue
@@ -50,9 +51,6 @@ _ENDS = {
 # to refuse: without a limit, each connection would hold a document in memory.
 _READS, _WAITING = 16, 2048
 
-# Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
-_LONGEST_ACCEPT = 8192
-
 # In the error about an unknown tag: packages, the latest states for each, and characters of versions and tags; and the
 # seconds that the answer waits for them.
 _EXPLAINED, _SHOWN = 2, 3
@@ -70,7 +68,7 @@ class Manifests:
         blobs: has the stored ones.
         leases: of what clients are pulling.
         catalogue: of names and tags.
-        platforms: of a name without a platform.
+        permissions: decides who may pull what.
         index: knows versions of packages, for the error about an unknown tag; ``None`` without any.
     """
 
@@ -80,12 +78,12 @@ class Manifests:
         blobs: BlobStore,
         leases: Leases,
         catalogue: Catalogue,
-        platforms: Sequence[Platform],
+        permissions: Permissions,
         index: PackageIndex | None = None,
     ) -> None:
         self._images = images
+        self._permissions = permissions
         self._index = index
-        self._platforms = platforms
         self._blobs = blobs
         self._leases = leases
         self._catalogue = catalogue
@@ -101,17 +99,25 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
+                await self._permissions.require_digest(name, digest, _unknown(digest))
                 document = self._cached(digest) or await self._stored(digest)
+                self._permissions.note_part(name, document)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
             case Tag() as tag:
-                requests = requests_for(name, self._platforms)
+                requests = requests_for(name, self._permissions.platforms)
+                may_build = self._permissions.may_build(requests, name, tag.name)
                 try:
-                    found = await self._images.get(requests, tag.name)
+                    found = await self._images.get(requests, tag.name, may_build=may_build)
                 except TagUnknown as error:
                     raise await self._explained(error, requests[0]) from None
+                except BuildNotAllowed:
+                    # Who logs in may be allowed to.
+                    if current_access().identity.is_anonymous:
+                        raise LoginRequired(f"log in to have {name} built, which was not built yet") from None
+                    raise
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
@@ -120,7 +126,9 @@ class Manifests:
                 if found.pinned.warning:
                     # RFC 7234, 5.5.7; containerd shows it.
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
-                return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
+                answered = _negotiate(elements(request, "accept"), image)
+                await self._permissions.note(name, found.tag, answered)
+                return _answer(request, answered, headers)
 
     async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
         """Add the versions that the client may have meant: users expect tags such as ``python3:3.11``."""
@@ -155,7 +163,7 @@ class Manifests:
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
                 self._documents.put(digest, document, len(document.content))
                 return document
-        raise ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
+        raise _unknown(digest)
 
     async def _read(self, digest: Digest) -> Document | None:
         blob = await self._blobs.find(digest)
@@ -166,6 +174,10 @@ class Manifests:
         return Document(Descriptor(media_type, digest, len(content)), content)
 
 
+def _unknown(digest: Digest) -> ManifestUnknown:
+    return ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
+
+
 def _at_tags(versions: Sequence[PackageVersion]) -> str:
     shown = []
     for one in versions[:_SHOWN]:
@@ -174,13 +186,13 @@ def _at_tags(versions: Sequence[PackageVersion]) -> str:
     return ", ".join(shown)
 
 
-def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
+def _negotiate(accept: Sequence[str], found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
     A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants
     Docker's, if the layers are compressed in a way that only OCI has a name for.
     """
-    accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
+    accepted = {part.partition(";")[0].strip().lower() for part in accept}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):

@@ -491,7 +491,7 @@ def _closure() -> ImageClosure:
 async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_are_there(site: Site) -> None:
     _, page = await site.get("/images/shell/git:v1")
     assert "Only for it" not in page
-    site.descriptions.closures = _closure()
+    site.descriptions.closure = _closure()
     _, page = await site.get("/images/shell/git:v1")
     assert page.index(">Packages<") < page.index(">Config<") < page.index(">Layers, by compressed size<")
     assert '<td class="number" data-label="Only for it">1.0 kB</td>' in page
@@ -507,6 +507,21 @@ async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_a
     assert (answer.status, "No such store path" in page) == (404, True)
     answer, page = await site.get("/images/later", query={"why": "none"})
     assert answer.status == 404
+
+
+@pytest.mark.security
+async def test_a_planted_config_is_shown_whatever_its_values_are(site: Site) -> None:
+    """A field without a value made the page a 500."""
+    site.descriptions.config = {
+        "Env": None,
+        "Cmd": [None],
+        "Labels": None,
+        "a": {"b": None},
+        "User": 7,
+        "x": True,
+    }
+    answer, _ = await site.get("/images/shell/git:v1")
+    assert answer.status == 200
 
 
 async def test_the_licence_column_is_there_where_a_licence_is_known(site: Site) -> None:

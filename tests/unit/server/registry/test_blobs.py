@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.server.http import (
     ByteRange,
@@ -18,6 +19,7 @@ from nixery.server.http import (
     StreamResponse,
 )
 from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.permissions import Permissions
 from nixery.storage.blobs import SmallBlobs, StoredBlob
 from tests.unit.server.conftest import LARGE, StoredImage
 
@@ -125,7 +127,8 @@ class Bucket:
 
 def from_bucket(stored: StoredImage, *, redirect: bool) -> Blobs:
     bucket = Bucket()
-    return Blobs(bucket, SmallBlobs(bucket), stored.leases, redirect=redirect)  # type: ignore[arg-type]
+    permissions = Permissions(stored.catalogue, stored.blobs, [AMD64])
+    return Blobs(bucket, SmallBlobs(bucket), stored.leases, permissions, redirect=redirect)  # type: ignore[arg-type]
 
 
 async def test_only_a_get_of_a_large_blob_is_redirected(stored: StoredImage) -> None:

@@ -10,11 +10,14 @@ from typing import cast
 import pytest
 
 from nixery.errors import InvalidName, NameUnknown, TooBusy
+from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.http import BytesResponse, Request
 from nixery.server.registry.discovery import Discovery
+from nixery.server.registry.permissions import Permissions
+from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import Catalogue
 from tests.unit.server.conftest import StoredImage
 
@@ -42,9 +45,15 @@ def recorded() -> Recorded:
     return Recorded()
 
 
+def discovery_of(catalogue: Catalogue, *, public: bool = True) -> Discovery:
+    # Without rules, nothing is read to decide.
+    permissions = Permissions(catalogue, cast("BlobStore", None), [AMD64])
+    return Discovery(catalogue, permissions, public=public)
+
+
 @pytest.fixture
 def discovery(recorded: Recorded) -> Discovery:
-    return Discovery(cast("Catalogue", recorded))
+    return discovery_of(cast("Catalogue", recorded))
 
 
 def request(**query: str) -> Request:
@@ -98,7 +107,7 @@ async def test_an_invalid_name_is_refused(discovery: Discovery) -> None:
 
 
 async def test_a_private_server_lists_nothing_and_reads_no_records(recorded: Recorded) -> None:
-    private = Discovery(cast("Catalogue", recorded), public=False)
+    private = discovery_of(cast("Catalogue", recorded), public=False)
     assert (await private.catalog(request())).status == 403
     assert (await private.tags(request(), "a")).status == 403
     assert recorded.limits == []
@@ -125,7 +134,7 @@ class Endless:
 
 async def test_one_client_has_few_listings_at_once_and_blocks_no_other() -> None:
     catalogue = Endless()
-    discovery = Discovery(cast("Catalogue", catalogue))
+    discovery = discovery_of(cast("Catalogue", catalogue))
 
     def ask(address: str, name: str) -> asyncio.Task[BytesResponse]:
         async def get() -> BytesResponse:

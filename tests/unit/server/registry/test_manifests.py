@@ -18,6 +18,7 @@ from nixery.server.http import BytesResponse, NotModified, Request
 from nixery.server.registry import Registry
 from nixery.server.registry import manifests as module
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.storage.blobs import StoredBlob
 from tests.unit.server.conftest import PIN, FakeIndex, StoredImage, store_image
 
@@ -248,7 +249,8 @@ class Unused:
 
 async def test_layers_that_one_client_requests_as_manifests_are_read_in_turns() -> None:
     layers = Layers()
-    manifests = Manifests(None, layers, Unused(), None, [AMD64])  # type: ignore[arg-type]
+    permissions = Permissions(None, layers, [AMD64])  # type: ignore[arg-type]
+    manifests = Manifests(None, layers, Unused(), None, permissions)  # type: ignore[arg-type]
     request = Request("GET", "/v2/hello/manifests/")
 
     def ask(address: str, digest: Digest) -> asyncio.Task[object]:

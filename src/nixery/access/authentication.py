@@ -1,0 +1,243 @@
+"""Who sends a request: credentials of all kinds become an identity, once.
+
+The header field ``Authorization`` carries a name and a password (``Basic``), or a token (``Bearer``) of the token
+service, of the API, or of an OIDC issuer. Tokens of the last two are accepted as passwords as well, under any name,
+since registry clients know nothing else. What was checked is remembered, so that no request hashes a password or
+checks a signature that another one has.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nixery.access.configuration import Proxy
+from nixery.access.identity import ANONYMOUS, CredentialsRefused, Identity, Kind, is_text
+from nixery.access.registry_tokens import LONGEST_TOKEN, RegistryTokens, looks_like_one
+from nixery.caching import TTLCache
+from nixery.request_context import Client
+
+# Seconds for which checked credentials are remembered, at most: so long a deleted user or a revoked token may be used.
+_REMEMBERED = 60.0
+
+# The same for API tokens, whose records `api_tokens` remembers as well: both together are a minute.
+_TOKENS_REMEMBERED = 15.0
+
+# Bytes of what is remembered.
+_CAPACITY = 4 * 1024 * 1024
+
+# Characters of the header field.
+_LONGEST = LONGEST_TOKEN + 1024
+
+API_TOKEN_PREFIX = "nixery_"  # noqa: S105 -- marks a token, and is none
+
+# Between the parts of a signed token (RFC 7515).
+_DOTS = 2
+
+_REFUSED = "the user name or the password is wrong"
+
+
+class Passwords(Protocol):
+    """Users with passwords (``access.passwords``)."""
+
+    async def verify(self, user: str, password: str) -> bool:
+        """Whether a password is right."""
+        ...
+
+
+class TokenVerifier(Protocol):
+    """Tokens of the API, or of OIDC issuers."""
+
+    async def verify(self, token: str) -> Identity:
+        """Check a token.
+
+        Raises:
+            CredentialsRefused: it is wrong.
+        """
+        ...
+
+
+class FailedLogins(Protocol):
+    """Slows down who tries passwords."""
+
+    def admit(self, address: str, user: str) -> None:
+        """Raise ``TooBusy`` where another attempt is too early."""
+        ...
+
+    def failed(self, address: str, user: str) -> None:
+        """Count a failure."""
+        ...
+
+    def succeeded(self, address: str, user: str) -> None:
+        """Forget failures."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """A request's identity, and what its credentials are limited to.
+
+    Attributes:
+        identity: who sends the request.
+        repositories: names of images that a token of the token service is for; ``None`` for other credentials.
+        catalog: whether the credentials can be used to list images.
+    """
+
+    identity: Identity
+    repositories: frozenset[str] | None = None
+    catalog: bool = True
+
+
+_ANONYMOUS = Authenticated(ANONYMOUS)
+
+
+@dataclass(frozen=True, slots=True)
+class Verifiers:
+    """What checks credentials of each kind.
+
+    Attributes:
+        registry_tokens: of the token service.
+        api_tokens: of the API.
+        failed_logins: slows down attempts at passwords.
+        passwords: ``None`` for no users with passwords.
+        groups: users by group.
+        oidc: tokens of issuers; ``None`` for none.
+        proxy: that identifies users; ``None`` for none.
+    """
+
+    registry_tokens: RegistryTokens
+    api_tokens: TokenVerifier
+    failed_logins: FailedLogins
+    passwords: Passwords | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    oidc: TokenVerifier | None = None
+    proxy: Proxy | None = None
+
+
+class Authenticator:
+    """Checks credentials.
+
+    Args:
+        verifiers: of each kind.
+        clock: seconds; only differences matter.
+        wall_clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        verifiers: Verifiers,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._verifiers = verifiers
+        self._wall_clock = wall_clock
+        # Under a keyed hash: passwords do not stay in memory.
+        self._key = secrets.token_bytes(32)
+        self._remembered: TTLCache[bytes, Authenticated] = TTLCache(_CAPACITY, clock)
+
+    def remembered(self, headers: Mapping[str, str]) -> Authenticated | None:
+        """Return the result for credentials that were checked a short time ago, or for a request without any."""
+        authorization = headers.get("authorization")
+        if authorization is None:
+            return _ANONYMOUS if self._verifiers.proxy is None else None
+        return self._remembered.get(self._hashed(authorization))
+
+    def forget(self) -> None:
+        """Check all credentials anew: a password may have changed."""
+        self._key = secrets.token_bytes(32)
+
+    async def authenticate(self, headers: Mapping[str, str], client: Client, peer: str) -> Authenticated:
+        """Check the credentials of a request.
+
+        Args:
+            headers: by name in lower case.
+            client: who is slowed down after failures.
+            peer: address of the other end of the connection.
+
+        Raises:
+            CredentialsRefused: they are wrong: a request with wrong credentials is not anonymous.
+            TooBusy: too many attempts failed, or too many are being checked.
+            NixeryError: they cannot be checked at the moment.
+        """
+        authorization = headers.get("authorization")
+        if authorization is None:
+            return self._by_proxy(headers, peer) or _ANONYMOUS
+        if len(authorization) > _LONGEST:
+            raise CredentialsRefused("the credentials are too long")
+        key = self._hashed(authorization)
+        found = self._remembered.get(key)
+        if found is not None:
+            return found
+        scheme, _, value = authorization.partition(" ")
+        match scheme.lower():
+            case "bearer":
+                found, seconds = await self._by_token(value.strip())
+            case "basic":
+                found, seconds = await self._by_basic(value.strip(), client)
+            case _:
+                raise CredentialsRefused("this registry takes Basic and Bearer credentials")
+        if seconds > 0:
+            self._remembered.put(key, found, 256, seconds)
+        return found
+
+    async def _by_token(self, token: str) -> tuple[Authenticated, float]:
+        if token.startswith(API_TOKEN_PREFIX):
+            return Authenticated(await self._verifiers.api_tokens.verify(token)), _TOKENS_REMEMBERED
+        if looks_like_one(token):
+            grants = await self._verifiers.registry_tokens.verify(token)
+            left = grants.expires - self._wall_clock()
+            return Authenticated(grants.identity, grants.repositories, grants.catalog), left
+        if self._verifiers.oidc is None:
+            raise CredentialsRefused("the token is of no kind that this registry knows")
+        return Authenticated(await self._verifiers.oidc.verify(token)), _REMEMBERED
+
+    async def authenticate_password(self, user: str, password: str, client: Client) -> Authenticated:
+        """Check a name and a password, which may be a token.
+
+        Raises:
+            CredentialsRefused, TooBusy, NixeryError: as ``authenticate``.
+        """
+        credentials = base64.b64encode(f"{user}:{password}".encode(errors="surrogatepass")).decode()
+        return await self.authenticate({"authorization": f"Basic {credentials}"}, client, "")
+
+    async def _by_basic(self, value: str, client: Client) -> tuple[Authenticated, float]:
+        try:
+            user, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except ValueError:
+            raise CredentialsRefused("the Basic credentials are malformed (RFC 7617)") from None
+        if not colon or not is_text(user):
+            raise CredentialsRefused(_REFUSED)
+        # A wrong token is not slowed down: nobody guesses one.
+        if password.startswith(API_TOKEN_PREFIX) or (
+            self._verifiers.oidc is not None and password.count(".") == _DOTS
+        ):
+            return await self._by_token(password)
+        self._verifiers.failed_logins.admit(client.name, user)
+        if self._verifiers.passwords is None or not await self._verifiers.passwords.verify(user, password):
+            self._verifiers.failed_logins.failed(client.name, user)
+            raise CredentialsRefused(_REFUSED)
+        self._verifiers.failed_logins.succeeded(client.name, user)
+        groups = (group for group, users in self._verifiers.groups.items() if user in users)
+        return Authenticated(Identity(Kind.PASSWORD, user, frozenset(groups))), _REMEMBERED
+
+    def _by_proxy(self, headers: Mapping[str, str], peer: str) -> Authenticated | None:
+        proxy = self._verifiers.proxy
+        if proxy is None or not proxy.has_address(peer):
+            return None
+        user = headers.get(proxy.user_header.lower(), "").strip()
+        if not user:
+            return None
+        if not is_text(user):
+            raise CredentialsRefused("the proxy sent a user name that cannot be used")
+        listed = headers.get(proxy.groups_header.lower(), "") if proxy.groups_header else ""
+        groups = frozenset(group for part in listed.split(",") if is_text(group := part.strip()))
+        return Authenticated(Identity(Kind.PROXY, user, groups))
+
+    def _hashed(self, authorization: str) -> bytes:
+        return hmac.digest(self._key, authorization.encode(errors="surrogatepass"), hashlib.sha256)

@@ -1,0 +1,136 @@
+"""The rules that apply now: made of the access file, and made anew when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from nixery.access.api_tokens import ApiTokens
+from nixery.access.authentication import Authenticator, Verifiers
+from nixery.access.configuration import AccessFile, read_access_file
+from nixery.access.failed_logins import FailedLogins
+from nixery.access.oidc import OidcIssuers
+from nixery.access.passwords import Htpasswd
+from nixery.access.policy import Policy
+from nixery.access.quotas import Quotas
+from nixery.access.registry_tokens import RegistryTokens, SigningKeys
+from nixery.errors import SettingsError
+from nixery.storage.records import RecordStore
+
+# Seconds between two looks at the file.
+_INTERVAL = 2.0
+
+_log = structlog.get_logger("nixery.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Everything that the access file decides; replaced as a whole when the file changes.
+
+    Attributes:
+        policy: who may do what.
+        authenticator: checks credentials.
+        oidc: the issuers, some of which may have a login for pages; there may be none.
+    """
+
+    policy: Policy
+    authenticator: Authenticator
+    oidc: OidcIssuers
+
+
+class AccessRules:
+    """Loads the access file, and loads it again when it changes.
+
+    Args:
+        path: of the file.
+        records: of the storage, for tokens and keys.
+        quotas: get the quotas of the file.
+
+    Attributes:
+        current: the rules.
+        keys: that sign tokens of the token service.
+        tokens: of the token service.
+
+    Raises:
+        SettingsError: the file, or one that it names, is wrong; one line for each mistake.
+    """
+
+    def __init__(self, path: Path, records: RecordStore, quotas: Quotas) -> None:
+        self._path = path
+        self._quotas = quotas
+        self._stamp = _stamp(path)
+        file = read_access_file(path)
+        self.keys = SigningKeys(records, file.tokens.key_file)
+        self.tokens = RegistryTokens(self.keys, file.tokens.lifetime)
+        self._api_tokens = ApiTokens(records)
+        self._failed_logins = FailedLogins()
+        self._passwords: Htpasswd | None = None
+        self.current = self._made(file)
+
+    async def watch(self) -> None:
+        """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            if self._passwords is not None:
+                version = self._passwords.version
+                await self._passwords.refresh()
+                if self._passwords.version != version:
+                    self.current.authenticator.forget()
+            stamp = await asyncio.to_thread(_stamp, self._path)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                await self._reload()
+
+    async def close(self) -> None:
+        """Release connections and threads."""
+        await self._api_tokens.close()
+        await self._close(self.current, self._passwords)
+
+    async def _reload(self) -> None:
+        before, passwords = self.current, self._passwords
+        try:
+            file = await asyncio.to_thread(read_access_file, self._path)
+            self.current = self._made(file)
+        except SettingsError as error:
+            self._passwords = passwords
+            _log.error(
+                "the access file has a mistake: the rules of before stay in force",
+                problems=list(error.problems),
+            )
+            return
+        self.tokens.lifetime = file.tokens.lifetime
+        await self._close(before, passwords)
+        _log.info("loaded the access file", rules=len(file.rule), quotas=len(file.quota))
+
+    def _made(self, file: AccessFile) -> Rules:
+        passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
+        oidc = OidcIssuers(file.oidc)
+        verifiers = Verifiers(
+            self.tokens,
+            self._api_tokens,
+            self._failed_logins,
+            passwords,
+            file.groups,
+            oidc if file.oidc else None,
+            file.proxy,
+        )
+        self._passwords = passwords
+        self._quotas.replace(file.quota)
+        return Rules(file.policy, Authenticator(verifiers), oidc)
+
+    @staticmethod
+    async def _close(rules: Rules, passwords: Htpasswd | None) -> None:
+        await rules.oidc.close()
+        if passwords is not None:
+            await passwords.close()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
