@@ -214,6 +214,10 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
     assert server.client.get("/metrics").status == 401
     assert server.client.get("/metrics", basic("alice")).status == 200
     assert server.client.get("/healthz").status == 200
+    # Each page says who is logged in; none is kept for somebody else.
+    for path in ("/", "/help", "/docs"):
+        assert b"Logged in as alice" in server.client.get(path, basic("alice")).body
+        assert b">Log in</a>" in server.client.get(path).body
 
 
 def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> None:
