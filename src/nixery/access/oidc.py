@@ -123,6 +123,10 @@ class OidcIssuers:
         issuers: sections of the access file. Several may be of one issuer, for example with other audiences.
         clock: seconds since the epoch.
         open_client: makes the HTTP client for an issuer whose authorities are in a file.
+        before: those of an earlier access file. Keys of issuers in both are kept: one of them may be down.
+
+    Attributes:
+        issuers: by URL and file of authorities.
     """
 
     def __init__(
@@ -130,11 +134,15 @@ class OidcIssuers:
         issuers: Sequence[OidcIssuer],
         clock: Callable[[], float] = time.time,
         open_client: Callable[[Path | None], httpx.AsyncClient] = open_client,
+        before: OidcIssuers | None = None,
     ) -> None:
         self._sections = tuple(issuers)
         self._clock = clock
         places = {(section.issuer, section.ca_file) for section in issuers}
-        self._issuers = {place: Issuer(*place, clock, open_client) for place in places}
+        known = {} if before is None else before.issuers
+        self.issuers: Mapping[tuple[str, Path | None], Issuer] = {
+            place: known.get(place) or Issuer(*place, clock, open_client) for place in places
+        }
         self._verified: TTLCache[bytes, Identity] = TTLCache(_CAPACITY, clock)
 
     @property
@@ -254,13 +262,13 @@ class OidcIssuers:
 
     async def close(self) -> None:
         """End requests to the issuers."""
-        for issuer in self._issuers.values():
+        for issuer in self.issuers.values():
             await issuer.close()
 
     def _login(self, name: str) -> tuple[OidcIssuer, Issuer]:
         for section in self._sections:
             if section.name == name and section.client_id is not None:
-                return section, self._issuers[section.issuer, section.ca_file]
+                return section, self.issuers[section.issuer, section.ca_file]
         raise CredentialsRefused(f"there is no login with {_quoted(name)}")
 
     async def _identity(self, section: OidcIssuer, token: str, nonce: str | None = None) -> Identity:
@@ -271,7 +279,7 @@ class OidcIssuers:
             token: of at most ``_LONGEST`` characters.
             nonce: of a login, whose token is for its client; ``None`` for the audience of workloads.
         """
-        claims = await _verified_claims(token, self._issuers[section.issuer, section.ca_file])
+        claims = await _verified_claims(token, self.issuers[section.issuer, section.ca_file])
         if claims.iss != section.issuer:
             raise CredentialsRefused("the token is from another issuer")
         self._check_times(claims)

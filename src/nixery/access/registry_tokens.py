@@ -274,6 +274,16 @@ def read_key(file: Path) -> ECKey:
     return key
 
 
+def validate_key(content: bytes) -> None:
+    """Check the record of a signing key.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if _parsed(content) is None:
+        raise ValueError("the record has no private P-256 key")
+
+
 def looks_like_one(token: str) -> bool:
     """Whether a token says that this service issued it. Nothing is verified."""
     try:

@@ -145,6 +145,9 @@ class AccessControl:
     def with_challenge(self, request: Request, response: Response) -> Response:
         """Add to an answer how to log in, if that is what it asks for."""
         if response.status == _UNAUTHORIZED and isinstance(response, BytesResponse):
+            way_in = self._present_login().way_in(request)
+            if way_in is not None:
+                return way_in
             more = {"WWW-Authenticate": self._challenge(request), "Vary": "Authorization"}
             return replace(response, headers={**response.headers, **more})
         return response

@@ -436,7 +436,7 @@ def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequen
     Raises:
         LoginRequired, AccessDenied, NotVisible: the client may not pull it.
         ManifestUnknown: the reference is not a tag of the package source.
-        NixeryError: the name or the tag is invalid.
+        NixeryError: the name or the tag is invalid, or the asker may not pull it.
     """
     name, _, given = image.partition(":")
     requests = requests_for(name, platforms)

@@ -88,6 +88,14 @@ def test_the_host_comes_from_the_proxy_or_the_client() -> None:
     assert base_url(asked(host="a.example", x_forwarded_proto="https")) == "https://a.example"
 
 
+def test_a_url_begins_with_https_if_the_server_has_tls() -> None:
+    assert base_url(replace(asked(host="a.example"), encrypted=True)) == "https://a.example"
+    behind = replace(asked(host="a.example", x_forwarded_proto="http"), encrypted=True)
+    assert base_url(behind) == "http://a.example"
+    public = replace(asked(host="a.example"), encrypted=True, public_url="http://b.example")
+    assert base_url(public) == "http://b.example"
+
+
 @pytest.mark.parametrize(
     "claimed", ["", "a b", "evil/", "user@evil", "<script>", '"', "a..\n", "-a", "a:b", "a" * 300]
 )
