@@ -107,12 +107,16 @@ def test_a_login_with_the_token_service(start_server: StartServer, access: Path)
     # The token is for one image, and only for pulling it.
     other = manifest(server, "shell/hello", bearer(issued))
     assert other.status == 401
-    assert 'error="invalid_token"' in other.headers["www-authenticate"]
-    assert server.client.get("/v2/_catalog", bearer(issued)).status == 401
-    assert server.client.get("/v2/token?service=nixery", bearer(issued)).status == 401
     assert (
-        manifest(server, "hello", {"Authorization": f"Bearer {issued['token'][:-8]}AAAAAAAA"}).status == 401
+        'scope="repository:shell/hello:pull",error="insufficient_scope"' in other.headers["www-authenticate"]
     )
+    catalog = server.client.get("/v2/_catalog", bearer(issued))
+    assert catalog.status == 401
+    assert 'scope="registry:catalog:*",error="insufficient_scope"' in catalog.headers["www-authenticate"]
+    assert server.client.get("/v2/token?service=nixery", bearer(issued)).status == 401
+    forged = manifest(server, "hello", {"Authorization": f"Bearer {issued['token'][:-8]}AAAAAAAA"})
+    assert forged.status == 401
+    assert 'error="invalid_token"' in forged.headers["www-authenticate"]
 
 
 def test_who_may_pull_may_not_have_built(start_server: StartServer, access: Path) -> None:
@@ -120,6 +124,9 @@ def test_who_may_pull_may_not_have_built(start_server: StartServer, access: Path
     cold = manifest(server, "hello", basic("bob"))
     assert (cold.status, cold.error["code"]) == (404, "MANIFEST_UNKNOWN")
     assert "was not built yet" in cold.error["message"]
+    assert (
+        manifest(server, "shell", basic("bob")).error["message"].startswith("image shell was not built yet")
+    )
     assert manifest(server, "hello", basic("alice")).status == 200
     warm = manifest(server, "hello", basic("bob"))
     assert warm.status == 200
@@ -170,9 +177,14 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
     server = start_server(NIXERY_ACCESS=str(access))
     for name in ("hello", "greeting"):
         assert manifest(server, name, basic("alice")).status == 200
+    # oras and regctl send credentials if they are challenged, and others may see more than everyone.
+    challenge = server.client.get("/v2/_catalog")
+    assert challenge.status == 401
+    assert challenge.headers["www-authenticate"].endswith(',scope="registry:catalog:*"')
+    anonymous = bearer(token(server, "registry:catalog:*"))
     names = {
         user: server.client.get("/v2/_catalog", headers).json()["repositories"]
-        for user, headers in {"alice": basic("alice"), "bob": basic("bob"), "": {}}.items()
+        for user, headers in {"alice": basic("alice"), "bob": basic("bob"), "": anonymous}.items()
     }
     assert names == {"alice": ["greeting", "hello"], "bob": ["greeting", "hello"], "": ["greeting"]}
     assert server.client.get("/v2/greeting/tags/list").json()["tags"] == ["latest"]
@@ -193,6 +205,10 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert server.client.get(path, basic("bob")).status == 404
     assert server.client.get("/api/v1/images/hello").status == 401
     assert server.client.get("/api/v1/images/hello", basic("bob")).status == 200
+    assert server.client.get("/api/v1/digests/hello").status == 401
+    digest = server.client.get("/api/v1/digests/hello", basic("bob"))
+    assert digest.status == 200
+    assert digest.json()["digest"].startswith("sha256:")
     assert server.client.get("/images/hello", {"Accept": "text/html"}).status == 401
     assert "hello" not in server.client.get("/images").body.decode().replace("hello-", "")
     assert server.client.get("/metrics").status == 401

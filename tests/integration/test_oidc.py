@@ -55,7 +55,7 @@ def access(tmp_path: Path, provider: OidcProvider) -> Path:
 
 
 def job(provider: OidcProvider, **claims: str) -> str:
-    return provider.token(**{"owner": "acme", "repository": "acme/web", **claims})
+    return provider.token(None, None, **{"owner": "acme", "repository": "acme/web", **claims})
 
 
 def manifest(server: Server, authorization: str) -> Response:
@@ -126,7 +126,7 @@ def test_a_user_logs_in_with_a_browser(
         led = browser.get("/builds?state=done")
         assert (led.status_code, led.headers["location"]) == (303, "/login?to=/builds%3Fstate%3Ddone")
         page = browser.get("/builds?state=done", follow_redirects=True)
-        assert (page.status_code, page.url) == (200, f"{base}/builds?state=done")
+        assert (page.status_code, str(page.url)) == (200, f"{base}/builds?state=done")
         assert "company:alice" in browser.get("/logout").text
         build = {"name": "hello"}
         foreign: Mapping[str, str] = {"Origin": "https://evil.example"}

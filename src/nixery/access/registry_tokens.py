@@ -274,14 +274,16 @@ def read_key(file: Path) -> ECKey:
     return key
 
 
-def validate_key(content: bytes) -> None:
-    """Check the record of a signing key.
+def read_signing_key(content: bytes) -> ECKey:
+    """Read the record of a signing key.
 
     Raises:
         ValueError: it is none.
     """
-    if _parsed(content) is None:
+    key = _parsed(content)
+    if key is None:
         raise ValueError("the record has no private P-256 key")
+    return key
 
 
 def looks_like_one(token: str) -> bool:

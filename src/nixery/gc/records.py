@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pydantic import TypeAdapter
 
 from nixery.access.api_tokens import read_api_token
-from nixery.access.registry_tokens import validate_key
+from nixery.access.registry_tokens import read_signing_key
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
@@ -131,7 +131,7 @@ CHECKS: Mapping[str, Check] = {
     USES: lambda content: bool(leased_documents(content)),
     # A token whose record is torn is refused anyway.
     API_TOKENS: _readable(read_api_token),
-    SIGNING_KEYS: _readable(validate_key),
+    SIGNING_KEYS: _readable(read_signing_key),
     API_TOKEN_USES: lambda content: content == b"{}",
 }
 

@@ -431,9 +431,10 @@ async def describe(
 
 
 def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequence[ImageRequest]]:
-    """Return the name and the tag in ``NAME[:TAG]``, and a request for each platform.
+    """Return the name and the tag in ``NAME[:TAG]`` that the client may pull, and a request for each platform.
 
     Raises:
+        LoginRequired, AccessDenied, NotVisible: the client may not pull it.
         ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the asker may not pull it.
     """
