@@ -17,7 +17,7 @@ from tests.support.nix import nix_environment
 from tests.support.repository import Repository
 from tests.support.server import running_server
 
-_USER, _PASSWORD = "alice", "correct horse"  # noqa: S105 -- of the tests
+_USER, _PASSWORD = "alice", "correct horse"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

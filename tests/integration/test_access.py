@@ -107,7 +107,9 @@ def test_a_login_with_the_token_service(start_server: StartServer, access: Path)
     # The token is for one image, and only for pulling it.
     other = manifest(server, "shell/hello", bearer(issued))
     assert other.status == 401
-    assert 'scope="repository:shell/hello:pull",error="insufficient_scope"' in other.headers["www-authenticate"]
+    assert (
+        'scope="repository:shell/hello:pull",error="insufficient_scope"' in other.headers["www-authenticate"]
+    )
     catalog = server.client.get("/v2/_catalog", bearer(issued))
     assert catalog.status == 401
     assert 'scope="registry:catalog:*",error="insufficient_scope"' in catalog.headers["www-authenticate"]
@@ -122,7 +124,9 @@ def test_who_may_pull_may_not_have_built(start_server: StartServer, access: Path
     cold = manifest(server, "hello", basic("bob"))
     assert (cold.status, cold.error["code"]) == (404, "MANIFEST_UNKNOWN")
     assert "was not built yet" in cold.error["message"]
-    assert manifest(server, "shell", basic("bob")).error["message"].startswith("image shell was not built yet")
+    assert (
+        manifest(server, "shell", basic("bob")).error["message"].startswith("image shell was not built yet")
+    )
     assert manifest(server, "hello", basic("alice")).status == 200
     warm = manifest(server, "hello", basic("bob"))
     assert warm.status == 200
@@ -147,6 +151,9 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     digest = private.headers["docker-content-digest"]
     for headers in ({}, anonymous, basic("bob")):
         assert manifest(server, "greeting", headers, digest).status in (401, 404)
+    for one in (digest, f"sha256:{'0' * 64}"):
+        referrers = server.client.get(f"/v2/greeting/referrers/{one}")
+        assert (referrers.status, referrers.json()["manifests"]) == (200, [])
     config = private.json()["config"]["digest"]
     stolen = server.client.get(f"/v2/greeting/blobs/{config}")
     assert (stolen.status, stolen.error["code"]) == (404, "BLOB_UNKNOWN")

@@ -126,7 +126,9 @@ class AccessControl:
             required = LoginRequired("send credentials to log in; images for everybody need none")
             return error_response(required) if found.identity.is_anonymous else None
         if path.rstrip("/") == _CATALOG and self._credentials_show_more(request, found):
-            return error_response(LoginRequired("send credentials, or get a token without any, to list images"))
+            return error_response(
+                LoginRequired("send credentials, or get a token without any, to list images")
+            )
         if path == "/metrics":
             allowed = access.allows_anything(Right.ADMIN)
             return None if allowed else error_response(access.denial("read figures of the server", "page"))
