@@ -5,7 +5,7 @@
 #   make test              all tests
 #   make test-plain-user   the security tests, as an unprivileged user with its own Nix store
 #   make audit             look up advisories for the pinned Python packages; needs the package index, so not part of continuous integration
-#   make acceptance        test with all clients in Debian, and with MinIO and Azurite where Go and Node.js are installed; as root, it installs them
+#   make acceptance        test with all clients in Debian, and with MinIO, kaniko and Azurite where Go and Node.js are installed; as root, it installs them
 #   make browser           test the pages in Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
@@ -72,6 +72,7 @@ acceptance:
 	@scripts/acceptance/install_clients.sh
 	@scripts/acceptance/install_stores.sh
 	@scripts/acceptance/install_issuers.sh
+	@scripts/acceptance/install_builders.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
 	@stores=$$(grep -v : var/acceptance/stores | paste -sd ,); [ -z "$$stores" ] || { \

@@ -119,6 +119,7 @@ def _round(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="cold-", dir="var") as directory:
         environment = {
             **os.environ,
+            "NIXERY_HOST": "127.0.0.1",
             "PORT": "1",  # unused
             "NIXERY_PKGS_PATH": "packagesets/debian",
             "NIXERY_STORAGE_BACKEND": "filesystem",
@@ -131,7 +132,8 @@ def _round(name: str) -> dict[str, float]:
 
 async def _measure(settings: Settings, name: str) -> dict[str, float]:
     clock = _Clock()
-    resources = prepare(settings, serving=False)
+    # As a server: a command has no cache of images, and no index, for a package set in a directory.
+    resources = prepare(settings)
     started = time.perf_counter()
     async with assemble(settings, resources, observer=clock) as components:
         await components.ahead
@@ -140,11 +142,14 @@ async def _measure(settings: Settings, name: str) -> dict[str, float]:
         await _get(components, resources, name)
         clock.end(_REST)
         parts = {**clock.parts, "in all": clock.last - began, _AHEAD: ahead}
+        clock.parts.clear()
         parts[_AGAIN] = await _get(components, resources, name)
-    resources = prepare(settings, serving=False)
-    async with assemble(settings, resources, observer=_Clock()) as components:
+    resources = prepare(settings)
+    async with assemble(settings, resources, observer=clock) as components:
         await components.ahead
         parts[_RESTARTED] = await _get(components, resources, name)
+    if clock.parts:
+        raise AssertionError(f"{name} was built again: {', '.join(clock.parts)}")
     return parts
 
 

@@ -124,7 +124,7 @@ def main() -> int:
 
 
 async def _make(settings: Settings) -> dict[str, float]:
-    resources = prepare(settings, serving=False)
+    resources = prepare(settings)
     async with assemble(settings, resources) as components:
         await components.ahead
         pin = (await components.pins.pin("latest")).pin
@@ -153,7 +153,7 @@ async def _make(settings: Settings) -> dict[str, float]:
             "MiB in the storage": stored / _MIB,
         }
     # A server that was started again.
-    async with assemble(settings, prepare(settings, serving=False)) as components:
+    async with assemble(settings, prepare(settings)) as components:
         await components.ahead
         pin = (await components.pins.pin("latest")).pin
         platform = resources.platforms[0]
@@ -280,7 +280,7 @@ def _texts(chance: random.Random, packages: list[FoundPackage]) -> Iterator[str]
 
 
 async def _evaluate(settings: Settings) -> dict[str, float]:
-    resources = prepare(settings, serving=False)
+    resources = prepare(settings)
     (request, *_) = requests_for(_IMAGE, resources.platforms)
     async with assemble(settings, resources) as components:
         await components.images.get((request,), "latest")  # realises its store paths
@@ -296,7 +296,7 @@ async def _evaluate(settings: Settings) -> dict[str, float]:
 
         times = []
         for _ in range(_ROUNDS):
-            async with assemble(settings, prepare(settings, serving=False)) as components:
+            async with assemble(settings, prepare(settings)) as components:
                 await components.ahead
                 times.append(await contents(components))
         return statistics.median(times)
@@ -307,6 +307,7 @@ async def _evaluate(settings: Settings) -> dict[str, float]:
 def _settings(package_set: str, directory: str) -> Settings:
     environment = {
         **os.environ,
+        "NIXERY_HOST": "127.0.0.1",
         "PORT": "1",  # unused
         "NIXERY_PKGS_PATH": package_set,
         "NIXERY_STORAGE_BACKEND": "filesystem",

@@ -63,26 +63,32 @@ def _listed() -> dict[str, str]:
     return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
 
 
-def _installed() -> list[str]:
+def _clients() -> list[str]:
+    """The clients that set-up could install."""
     return [name for name, reason in _listed().items() if not reason]
 
 
-def _stores() -> set[str]:
-    """The bucket servers that set-up could install."""
+def _installed(file: str, what: str) -> set[str]:
+    """The further programs of a file of set-up that set-up could install."""
     try:
-        lines = (DIRECTORY / "stores").read_text().splitlines()
+        lines = (DIRECTORY / file).read_text().splitlines()
     except FileNotFoundError:
-        raise pytest.UsageError("the bucket servers are not installed: run make acceptance") from None
+        raise pytest.UsageError(f"{what} are not installed: run make acceptance") from None
     return {line for line in lines if ":" not in line}
 
 
 def _issuers() -> set[str]:
     """The OpenID Connect issuers that set-up could install."""
-    try:
-        lines = (DIRECTORY / "issuers").read_text().splitlines()
-    except FileNotFoundError:
-        raise pytest.UsageError("the issuers are not installed: run make acceptance") from None
-    return {line for line in lines if ":" not in line}
+    return _installed("issuers", "the issuers")
+
+
+def _stores() -> set[str]:
+    return _installed("stores", "the bucket servers")
+
+
+def _builders() -> list[str]:
+    """The builders of the clients, and those that set-up could install."""
+    return ["buildkit", "docker", "podman", "buildah", *sorted(_installed("builders", "the builders"))]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -104,13 +110,15 @@ def _buckets() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "bucket" in metafunc.fixturenames:
         metafunc.parametrize("bucket", _buckets(), indirect=True, scope="module")
+    if "builder" in metafunc.fixturenames:
+        metafunc.parametrize("builder", _builders(), indirect=True, scope="module")
     if "client" in metafunc.fixturenames:
-        there = [name for name in _installed() if name in RUNNING]
+        there = [name for name in _clients() if name in RUNNING]
         if metafunc.function.__name__ == "test_mirror":
             there = [name for name in there if name not in WITHOUT_MIRRORS]
         metafunc.parametrize("client", there, indirect=True, scope="session")
     if "login_client" in metafunc.fixturenames:
-        metafunc.parametrize("login_client", _installed(), indirect=True, scope="session")
+        metafunc.parametrize("login_client", _clients(), indirect=True, scope="session")
 
 
 def server_with_debian(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
@@ -207,7 +215,7 @@ class Reporter:
         if not any(module in report.nodeid for module in _CLIENTS):
             return
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
-        if parameter.removesuffix("]") not in _installed() or (report.when != "call" and not report.failed):
+        if parameter.removesuffix("]") not in _clients() or (report.when != "call" and not report.failed):
             return
         assert test in TESTS | ACCESS_TESTS, f"scripts/acceptance/report.py has no row for {test}"
         client = self.report.clients.setdefault(parameter.removesuffix("]"), ClientReport())

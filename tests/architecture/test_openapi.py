@@ -43,6 +43,7 @@ HANDLERS = {
     "/api/v1/builds/{build}": Builds.get,
     "/api/v1/builds/{build}/events": Builds.events,
     "/api/v1/images/{image}": ImageDocuments.get,
+    "/api/v1/digests/{image}": ImageDocuments.digest,
 }
 POSTS = {"/api/v1/builds": Builds.begin}
 PAGES = {

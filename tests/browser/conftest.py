@@ -15,7 +15,7 @@ from tests.support.nix import nix_environment
 from tests.support.repository import Repository
 from tests.support.server import HOST, Server, running_server
 
-_PACKAGES = Path(__file__).parent / "packageset"
+PACKAGES = Path(__file__).parent / "packageset"
 _SCREENSHOTS = Path(__file__).parents[2] / "var" / "screenshots"
 
 # Milliseconds.
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     package_set.mkdir()
     salt = json.dumps(secrets.token_hex(8))
     (package_set / "default.nix").write_text(
-        f"arguments: import {_PACKAGES} (arguments // {{ salt = {salt}; }})\n"
+        f"arguments: import {PACKAGES} (arguments // {{ salt = {salt}; }})\n"
     )
     settings = {"NIXERY_PKGS_PATH": str(package_set), "NIXERY_INDEX": "1", **nix_environment(directory)}
     with running_server(directory / "server", settings) as server:

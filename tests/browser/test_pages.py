@@ -51,6 +51,8 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     assert page.evaluate("navigator.clipboard.readText()") == f"docker run --rm -it {image}"
     page.get_by_role("button", name="Copy the line for Kubernetes").click()
     assert f"--image={image} " in page.evaluate("navigator.clipboard.readText()")
+    # An image that was not built has no digest yet.
+    expect(page.get_by_role("button", name="Copy the line by digest")).to_be_hidden()
     page.get_by_role("button", name="Remove alphabet").click()
     expect(
         page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/arm64/gamma:stable")
@@ -58,6 +60,25 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     box.press("Backspace")
     expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(0)
     assert built
+
+
+def test_a_composed_image_that_is_stored_is_pulled_by_its_digest(
+    open_page: OpenPage, server: Server, built: str, shoot: Shoot
+) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    box = page.get_by_role("combobox", name="Packages")
+    for package in built.split("/"):
+        box.press_sequentially(f"{package} ")
+    button = page.get_by_role("button", name="Copy the line by digest")
+    button.click()
+    expect(page.get_by_role("status")).to_contain_text("Copied")
+    line = page.evaluate("navigator.clipboard.readText()")
+    assert line == f"docker pull 127.0.0.1:{server.port}/{built}@{server.client.digest(built)}"
+    button.scroll_into_view_if_needed()
+    shoot(page, "digest")
+    page.get_by_role("button", name="Remove gamma").click()
+    expect(button).to_be_hidden()
 
 
 def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: Shoot) -> None:
@@ -254,6 +275,69 @@ def test_a_hostile_log_is_text(open_page: OpenPage, server: Server, shoot: Shoot
     ).to_be_visible()
 
 
+@pytest.mark.parametrize("script", [False, True], ids=["without a script", "with a script"])
+def test_the_last_lines_of_a_failed_builder_are_in_sight(
+    open_page: OpenPage,
+    server: Server,
+    shoot: Shoot,
+    script: bool,  # noqa: FBT001
+) -> None:
+    link = re.search(r"/builds/[0-9a-f]+", server.client.get("/v2/verbose/manifests/latest").error["message"])
+    assert link
+    page = open_page(link[0], script=script, width=390)
+    tail = page.locator("#tail")
+    expect(tail).to_contain_text("error: no semicolon")
+    # Nothing of it is below the edge.
+    below = (
+        "tail => Math.abs(tail.scrollTop) < 1 && getComputedStyle(tail).flexDirection === 'column-reverse'"
+    )
+    assert tail.evaluate("tail => tail.scrollHeight > tail.clientHeight")
+    assert tail.evaluate(below)
+    shoot(page, "failure-tail")
+    # Its own count of builders would say that one was built.
+    expect(page.locator("#built")).not_to_have_text("1")
+    page.goto("/images/verbose")
+    page.get_by_role("link", name="verbose-1.0 did not build").click()
+    page.wait_for_url(f"**{link[0]}")
+
+
+def test_a_composition_is_there_again_after_a_step_back(open_page: OpenPage) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_label("Platform").select_option("arm64")
+    box = page.get_by_role("combobox", name="Packages")
+    box.press_sequentially("alpha beta ")
+    chips = page.get_by_role("list", name="Chosen packages").get_by_role("listitem")
+    expect(chips).to_have_count(2)
+    page.get_by_role("button", name="Show the image").click()
+    page.wait_for_url("**/images/arm64/alpha/beta:latest")
+    page.go_back()
+    expect(chips).to_have_count(2)
+    expect(page.get_by_label("Platform")).to_have_value("arm64")
+    expect(page.get_by_label("with a shell")).not_to_be_checked()
+    for script in (True, False):
+        page = open_page("/images/shell/alpha/delta:v1", script=script)
+        page.get_by_role("link", name="Change the packages").click()
+        expect(page.get_by_label("Tag")).to_have_value("v1")
+        expect(page.get_by_label("with a shell")).to_be_checked()
+        if script:
+            expect(page.get_by_role("link", name="delta", exact=True)).to_be_visible()
+        else:
+            expect(page.get_by_role("textbox", name="Packages")).to_have_value("alpha delta")
+
+
+def test_words_with_a_meaning_at_the_beginning_of_a_name_are_fields(open_page: OpenPage) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    box = page.get_by_role("combobox", name="Packages")
+    for word in ("alpha", "shell", "arm64"):
+        box.fill(word)
+        box.press("Enter")
+    expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(1)
+    expect(page.get_by_label("with a shell")).to_be_checked()
+    expect(page.get_by_label("Platform")).to_have_value("arm64")
+
+
 def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
@@ -429,7 +513,9 @@ def test_builds_are_filtered_in_a_list(open_page: OpenPage, server: Server, buil
     expect(failures.get_by_role("row", name=re.compile("^alpah .*no such package"))).to_be_visible()
     failures.get_by_role("link", name="All failures").click()
     expect(
-        page.get_by_role("row", name=re.compile("^hostile .*build error.*building hostile-1.0.drv failed"))
+        page.get_by_role(
+            "row", name=re.compile("^hostile .*build error.*building hostile-1.0.drv failed")
+        ).first
     ).to_be_visible()
     page.get_by_label("Reason").select_option("no such package")
     page.get_by_role("button", name="Filter").click()
@@ -447,6 +533,9 @@ def test_builds_are_filtered_in_a_list(open_page: OpenPage, server: Server, buil
 
 def test_a_stored_image_is_copied_by_its_digest(open_page: OpenPage, server: Server, built: str) -> None:
     page = open_page("/images?q=alpha/alphabet")
+    expect(
+        page.get_by_role("row", name=re.compile(f"^{built.replace('/', '.')}:latest .* 1.3 MB "))
+    ).to_be_visible()
     page.get_by_role("button", name=f"Copy the reference of {built} by digest").click()
     expect(page.get_by_role("status")).to_contain_text("Copied")
     reference = page.evaluate("navigator.clipboard.readText()")

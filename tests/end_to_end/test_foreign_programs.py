@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,35 @@ def test_programs_of_nix_are_left_alone(image: Container) -> None:
     own = loaded(image, "/bin/bash")["libtinfo.so.6"]
     assert "-libtinfo6-" in own
     assert image.run("/bin/bash", "-c", "echo unchanged") == "unchanged\n"
+
+
+@pytest.fixture(scope="module")
+def nixpkgs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    return pull(server.port, "bash-of-nixpkgs", "latest", tmp_path_factory.mktemp("nixpkgs"))
+
+
+def test_programs_of_nixpkgs_load_their_own_libraries(nixpkgs: Container) -> None:
+    own = loaded(nixpkgs, "/bin/bash")
+    assert "-libtinfo-1/lib/" in own["libtinfo.so.6"]
+    assert "-glibc-9.99/lib/" in own["libc.so.6"]
+    foreign = loaded(nixpkgs, "/opt/bash", bash=program("bash", "libtinfo.so.6"))
+    assert "-zlib-2/lib/" in foreign["libtinfo.so.6"]
+    assert foreign["libc.so.6"] == own["libc.so.6"]
+
+
+def test_programs_of_nixpkgs_never_read_the_systems_cache(nixpkgs: Container) -> None:
+    glibc = loaded(nixpkgs, "/bin/bash")["libc.so.6"].removesuffix("/lib/libc.so.6")
+    # No directory of a program has the library.
+    wanted = {"LD_PRELOAD": "libonly.so.1", "LD_DEBUG": "libs"}
+    own = nixpkgs.run("/bin/bash", "-c", "echo own", env=wanted)
+    assert "own\n" in own
+    assert re.findall(r"search cache=(.*)", own) == [f"{glibc}/etc/ld.so.cache"]
+    assert "object 'libonly.so.1' from LD_PRELOAD cannot be preloaded" in own
+    files = {"/opt/echo": program("echo", "libc.so.6")}
+    foreign = nixpkgs.run("/opt/echo", "foreign", env=wanted, files=files)
+    assert "foreign\n" in foreign
+    assert set(re.findall(r"search cache=(.*)", foreign)) == {"/etc/ld.so.cache"}
+    assert re.search(r"calling init: .*-zlib-3/lib/libonly\.so\.1", foreign)
 
 
 @pytest.fixture(scope="module")

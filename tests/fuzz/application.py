@@ -112,6 +112,7 @@ class _Scope:
     headers: Headers
     client: str = "127.0.0.1:50000"
     http_version: str = "1.1"
+    authority: str | None = None
 
 
 class _Protocol:

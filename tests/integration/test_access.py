@@ -146,6 +146,7 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     anonymous = bearer(token(server, "repository:greeting:pull repository:hello:pull"))
     assert manifest(server, "greeting", anonymous, direct.digest).status == 200
     assert manifest(server, "hello", anonymous).status == 401
+    assert server.client.get("/v2/", anonymous).status == 200
     # A digest leads to an image only under a name that it has.
     private = manifest(server, "hello", basic("alice"))
     digest = private.headers["docker-content-digest"]
@@ -208,6 +209,10 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert server.client.get(path, basic("bob")).status == 404
     assert server.client.get("/api/v1/images/hello").status == 401
     assert server.client.get("/api/v1/images/hello", basic("bob")).status == 200
+    assert server.client.get("/api/v1/digests/hello").status == 401
+    digest = server.client.get("/api/v1/digests/hello", basic("bob"))
+    assert digest.status == 200
+    assert digest.json()["digest"].startswith("sha256:")
     assert server.client.get("/images/hello", {"Accept": "text/html"}).status == 401
     assert "hello" not in server.client.get("/images").body.decode().replace("hello-", "")
     assert server.client.get("/metrics").status == 401

@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,10 +174,7 @@ def test_old_protocols_and_clients_without_tls_are_refused(encrypted: Server, au
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context = trusting(authority)
         context.minimum_version = context.maximum_version = version
-        connection = http.client.HTTPSConnection(HOST, encrypted.port, timeout=20, context=context)
-        connection.request("GET", "/v2/")
-        assert connection.getresponse().status == 200
-        connection.close()
+        assert replace(encrypted.client, context=context).get("/v2/").status == 200
 
 
 def serial_number(server: Server) -> object:

@@ -37,8 +37,8 @@ _LONGEST = LONGEST_TOKEN + 1024
 
 API_TOKEN_PREFIX = "nixery_"  # noqa: S105 -- marks a token, and is none
 
-# Between the parts of a signed token (RFC 7515).
-_DOTS = 2
+# Dots between the parts of a signed token, which begins with a JSON object in base64url (RFC 7515).
+_DOTS, _JSON = 2, "eyJ"
 
 _REFUSED = "the user name or the password is wrong"
 
@@ -215,7 +215,7 @@ class Authenticator:
             raise CredentialsRefused(_REFUSED)
         # A wrong token is not slowed down: nobody guesses one.
         if password.startswith(API_TOKEN_PREFIX) or (
-            self._verifiers.oidc is not None and password.count(".") == _DOTS
+            self._verifiers.oidc is not None and password.startswith(_JSON) and password.count(".") == _DOTS
         ):
             return await self._by_token(password)
         self._verifiers.failed_logins.admit(client.name, user)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.evaluator import Evaluator
@@ -24,12 +25,16 @@ from nixery.oci.digest import Digest
 from nixery.plain_text import shortened
 from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore
+from nixery.storage.records import CheckedDict, CheckedList
 
 # Recently built images that an image is compared with.
 _COMPARED = 30
 
 # Images that are described at once, and that wait; describing one reads up to as many manifests as above.
 _AT_ONCE, _QUEUE = 4, 64
+
+# Image pages that have store paths of images in memory at once, and waiting ones: those of an image take up to 30 MB.
+_WITH_CLOSURES, _PAGES = 2, 64
 
 # Of a package: licences, characters of its name and of its version, and of its description.
 _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
@@ -39,6 +44,10 @@ _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
 _PACKAGES, _TEXTS = 2000, 256 * 1024
 
 
+# Layers of an image; no container engine takes as many. A record may lead to any manifest in the storage.
+_LAYERS = 1000
+
+
 class _Descriptor(BaseModel):
     digest: str
     size: int
@@ -46,8 +55,8 @@ class _Descriptor(BaseModel):
 
 class _Manifest(BaseModel):
     config: _Descriptor
-    layers: list[_Descriptor]
-    annotations: dict[str, str] = {}
+    layers: Annotated[CheckedList[_Descriptor], Field(max_length=_LAYERS)]
+    annotations: CheckedDict[str] = {}
 
 
 class _History(BaseModel):
@@ -56,7 +65,7 @@ class _History(BaseModel):
 
 class _Config(BaseModel):
     config: dict[str, Any]
-    history: list[_History]
+    history: Annotated[CheckedList[_History], Field(max_length=_LAYERS)]
 
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -158,6 +167,7 @@ class ImageDescriptions:
         # A request may cost the server a thousand times what it costs to send, and the work continues after
         # its client has disconnected.
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
+        self._with_closures = Slots(_WITH_CLOSURES, _PAGES, busy=TooBusy.DESCRIPTIONS)
 
     async def pin(self, tag: str) -> Pin:
         """Return the pin of a tag.
@@ -215,15 +225,31 @@ class ImageDescriptions:
             platform, digest, packages, layers, config.config, annotations, shared, compared
         )
 
-    async def closure(self, image: ImageDescription) -> ImageClosure | None:
-        """Return the store paths of an image; ``None`` if the storage has no record of them.
+    async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
+        """Return the digest of an image; ``None`` if it is not stored.
 
         Raises:
             StorageError: the storage cannot be read.
             TooBusy: the queue for descriptions is full.
         """
+        if self._cache is None:
+            return None
         async with self._slots.slot():
-            return await self._closures.find(Digest.parse(image.digest))
+            image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
+        return str(image.manifest.descriptor.digest) if image is not None else None
+
+    @asynccontextmanager
+    async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
+        """Have the store paths of some images in memory during the context; ``None`` for one without a record of them.
+
+        Few callers have some at once: the others wait.
+
+        Raises:
+            StorageError: on entering the context: the storage cannot be read.
+            TooBusy: likewise: too many are waiting.
+        """
+        async with self._with_closures.slot():
+            yield [await self._closures.find(Digest.parse(image.digest)) for image in images]
 
     async def _compared(
         self, digest: str, layers: Sequence[DescribedLayer]

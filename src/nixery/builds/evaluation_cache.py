@@ -20,9 +20,9 @@ from nixery.nix.evaluation import require_valid
 from nixery.nix.packages import Definition, EvaluatedItem, Package
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import Pin
-from nixery.storage.records import EVALUATIONS, KINDS, RecordStore
+from nixery.storage.records import EVALUATIONS, KINDS, CheckedList, RecordStore
 
-EVALUATED: TypeAdapter[Sequence[EvaluatedItem]] = TypeAdapter(Sequence[EvaluatedItem])
+EVALUATED: TypeAdapter[list[EvaluatedItem]] = TypeAdapter(CheckedList[EvaluatedItem])
 
 # Bytes of results in memory, encoded as in records.
 _CAPACITY = 16 * 1024 * 1024
@@ -66,7 +66,7 @@ class EvaluationCache:
     def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[EvaluatedItem]) -> None:
         """Cache the result for a name in memory."""
         if not any(_is_transient(item) for item in found):
-            self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
+            self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(list(found))))
 
     async def keep(self, pin: Pin, platform: Platform, names: Iterable[str]) -> None:
         """Write the cached results for names of a built image, unless they are written already.
@@ -84,7 +84,7 @@ class EvaluationCache:
             or any(isinstance(item, UnavailablePackage) for item in found)
         ):
             return
-        content = await asyncio.to_thread(EVALUATED.dump_json, found)
+        content = await asyncio.to_thread(EVALUATED.dump_json, list(found))
         # A result larger than a record may be is evaluated again after a restart.
         if len(content) <= KINDS[EVALUATIONS].largest and (
             await self._records.get(EVALUATIONS, key) != content

@@ -37,7 +37,7 @@ from nixery.caching import LRUCache, TTLCache
 from nixery.errors import LONGEST_MESSAGE, QuotaExceeded, StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
-from nixery.storage.records import BUILD_PROGRESS, BUILDS, KINDS, RecordStore, decode
+from nixery.storage.records import BUILD_PROGRESS, BUILDS, KINDS, CheckedList, RecordStore, decode
 
 # The end of a build's log that is kept: lines, and characters in them.
 _LINES = 500
@@ -59,8 +59,9 @@ _KEPT_ELSEWHERE = 200
 _SLOWEST = 50
 _USUAL = 512 * 1024
 
-# Seconds for which a report of another server is taken from memory, running or finished; bytes of them.
-_FRESH, _FRESH_ENDED = 1.0, 30.0
+# Seconds for which a report of another server is taken from memory, running or finished, and for which one that cannot
+# be read is not read again: a planted one takes tenths of a second. Bytes of them.
+_FRESH, _FRESH_ENDED, _UNREADABLE = 1.0, 30.0, 600.0
 _FOUND_BYTES = 8 * 1024 * 1024
 
 # Seconds between two reads of the list of builds of other servers, and for which a request waits for one.
@@ -93,7 +94,7 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 # Texts that a list of builds shows, likewise: a name, a state of the source, an error, and derivations of builders.
 _Name = Annotated[str, Field(max_length=4096)]
 _Error = Annotated[str, Field(max_length=LONGEST_MESSAGE + 1)]
-_Names = Annotated[list[_Name], Field(max_length=1000)]
+_Names = Annotated[CheckedList[_Name], Field(max_length=1000)]
 
 _log = structlog.get_logger("nixery.build")
 
@@ -149,7 +150,7 @@ class Line(BaseModel):
     """
 
     number: Count
-    derivation: str
+    derivation: _Name
     text: str
 
 
@@ -203,7 +204,7 @@ class BuildReport(BaseModel):
     ended: Time | None = None
     position: Count | None = None
     starts: Time | None = None
-    stages: Annotated[list[StageReport], Field(max_length=1000)] = []
+    stages: Annotated[CheckedList[StageReport], Field(max_length=1000)] = []
     packages: Count | None = None
     implied: Count | None = None
     paths: Count | None = None
@@ -213,22 +214,22 @@ class BuildReport(BaseModel):
     fetched_paths: Count = 0
     to_fetch_paths: Count = 0
     building: _Names = []
-    builders: Annotated[list[BuilderReport], Field(max_length=1000)] = []
+    builders: Annotated[CheckedList[BuilderReport], Field(max_length=1000)] = []
     built: Count = 0
     to_build: Count = 0
-    slowest: list[BuilderTime] = []
+    slowest: Annotated[CheckedList[BuilderTime], Field(max_length=_SLOWEST)] = []
     layers: Count | None = None
     packed: Count = 0
     packed_bytes: Count = 0
     reused: Count = 0
     reused_bytes: Count = 0
-    log: Annotated[list[Line], Field(repr=False)] = []
+    log: Annotated[CheckedList[Line], Field(repr=False, max_length=_LINES)] = []
     dropped: Count = 0
     manifest: _Name | None = None
     error: _Error | None = None
     failure: FailureKind | None = None
     failed: _Name | None = None
-    tail: Annotated[list[_Error], Field(max_length=1000)] = []
+    tail: Annotated[CheckedList[_Error], Field(max_length=1000)] = []
 
     @classmethod
     def of(cls, build: Build, now: float) -> BuildReport:
@@ -391,8 +392,11 @@ class BuildHistory:
                 _log.warning("cannot read the report of a build", reason=str(error))
             report = self._read(build, content)
             found = (report,)
-            seconds = _FRESH_ENDED if report is not None and report.is_over else _FRESH
-            self._found.put(build, found, len(content or b""), seconds)
+            if report is None:
+                self._found.put(build, found, 0, _FRESH if content is None else _UNREADABLE)
+            else:
+                seconds = _FRESH_ENDED if report.is_over else _FRESH
+                self._found.put(build, found, len(content or b""), seconds)
         return self._reports.get(build) or found[0]
 
     async def refresh(self) -> None:
@@ -550,12 +554,13 @@ class BuildHistory:
                 continue
             content = await self._records.get(BUILDS, key)
             report = decode(BuildReport.model_validate_json, content)
-            if report is not None and report.id == key and report.is_over:
+            is_finished = report is not None and report.id == key and report.is_over
+            if report is not None and is_finished and not _is_brief(report):
                 self._reports.setdefault(key, report)
                 self._elsewhere.pop(key, None)
                 self._learn(report)
             elif content is not None:
-                self._unreadable.add(key)  # torn, or of another version
+                self._unreadable.add(key)  # torn, of another version, or one that no server stores
         async with self._lock:
             await self._evict()
 
@@ -579,7 +584,6 @@ class BuildHistory:
     async def _load(self) -> None:
         try:
             await self._load_finished()
-            self._evict_brief()
         except StorageError as error:
             _log.warning("cannot read earlier builds", reason=str(error))
 
@@ -656,6 +660,9 @@ def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa
             culprit = getattr(error, "derivation", None)
             report.failed = derivation_name(culprit) if culprit else None
             report.tail = list(getattr(error, "log_tail", ()))
+            if culprit and not report.to_build:
+                # Without Nix's count, the builder that failed is counted, too.
+                report.built = max(0, report.built - 1)
             _end(report, State.FAILED, now)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from nixery.image.name import ImageRequest
 from nixery.layering.grouping import LayerGroup
 from nixery.nix.packages import Contents
 from nixery.oci.digest import Digest
-from nixery.storage.records import IMAGE_CLOSURES, KINDS, RecordStore, decode, decompressed
+from nixery.storage.records import IMAGE_CLOSURES, KINDS, CheckedList, RecordStore, decode, decompressed
 
 # Bytes of the decompressed record, values in it, store paths, and packages: a foreign record may decompress to
 # anything. The largest images of nixpkgs have some 5000 paths with 50,000 references.
@@ -48,7 +48,7 @@ class ClosurePath(BaseModel):
     path: _Text
     size: _Number
     layer: _Number
-    references: list[_Number]
+    references: CheckedList[_Number]
 
     @property
     def name(self) -> str:
@@ -71,12 +71,12 @@ class ClosureRoot(BaseModel):
     name: str
     version: str
     requested: bool
-    paths: list[_Number]
+    paths: CheckedList[_Number]
 
 
 class _Record(BaseModel):
-    paths: Annotated[list[ClosurePath], Field(max_length=_MOST_PATHS)]
-    roots: Annotated[list[ClosureRoot], Field(max_length=_MOST_ROOTS)]
+    paths: Annotated[CheckedList[ClosurePath], Field(max_length=_MOST_PATHS)]
+    roots: Annotated[CheckedList[ClosureRoot], Field(max_length=_MOST_ROOTS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +201,22 @@ class ImageClosure:
             (root.component, root.name, root.version): size
             for root, size in zip(self.roots, sizes, strict=True)
         }
+
+    def alone(self, component: str) -> int:
+        """Return the bytes of the NARs that only the packages of a component need."""
+        theirs = self._reachable(root for root in self.roots if root.component == component)
+        others = self._reachable(root for root in self.roots if root.component != component)
+        return sum(self.paths[at].size for at in theirs - others)
+
+    def _reachable(self, roots: Iterable[ClosureRoot]) -> set[int]:
+        found = set[int]()
+        waiting = [at for root in roots for at in root.paths]
+        while waiting:
+            at = waiting.pop()
+            if at not in found:
+                found.add(at)
+                waiting.extend(self.paths[at].references)
+        return found
 
     def explain(self, base_name: str) -> Explanation | None:
         """Find out why the image has a store path; ``None`` if it has none of that base name."""

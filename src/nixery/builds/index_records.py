@@ -30,7 +30,7 @@ from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import EARLIEST, LATEST, Pin
-from nixery.storage.records import decode, decompressed
+from nixery.storage.records import CheckedList, decode, decompressed
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
 # bounded.
@@ -133,7 +133,9 @@ class Header(BaseModel):
     source: Annotated[str, Field(max_length=128 * 1024)]
     revision: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
     created: Annotated[int, Field(ge=EARLIEST, le=LATEST)] | None
-    rounds: Annotated[list[list[tuple[_Path, list[_Name]]]], AfterValidator(_with_few_reserved)]
+    rounds: Annotated[
+        CheckedList[CheckedList[tuple[_Path, CheckedList[_Name]]]], AfterValidator(_with_few_reserved)
+    ]
     is_complete: bool = False
 
 

@@ -52,7 +52,6 @@ from nixery.errors import (
     NixeryError,
     PackageSetChanged,
     PackageSetError,
-    Reason,
     SourceUnreachable,
     StorageError,
     TooBusy,
@@ -60,7 +59,7 @@ from nixery.errors import (
 )
 from nixery.image.meta_packages import FACTS
 from nixery.image.platform import Platform
-from nixery.image.spelling import RESERVED
+from nixery.image.spelling import RESERVED, missing_package
 from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported
 from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Facts, MetaPackageFound, Package
 from nixery.nix.realisation import Nix
@@ -240,21 +239,14 @@ class PackageIndex:
             return None
         return found, await self._read(state, path)
 
-    async def look_up(self, tag: str, name: str) -> NameLookup:
-        """Look a component of an image name up, without listing a state for it.
+    async def look_up(self, tag: str, names: Sequence[str]) -> list[NameLookup]:
+        """Look components of image names up, without listing a state for them; it reads the storage once at most.
 
         Raises:
             NixeryError: the tag cannot be pinned, or the storage cannot be read.
         """
         state = await self._known(await self._pin(tag))
-        if state is None:
-            return NameLookup(None)
-        if state.path(name) is None:
-            # It may be in a set that is not in the index.
-            leads_elsewhere = name.startswith(".") or state.path(name.partition(".")[0]) is not None
-            return NameLookup(None if leads_elsewhere else False)
-        found = state.search.get(name) if state.is_prepared else None
-        return NameLookup(True, found.reason if found is not None else "")
+        return [NameLookup(None) if state is None else _looked_up(state, name) for name in names]
 
     async def near_names(self, tag: str, name: str) -> Sequence[str]:
         """Return the names that are most similar to one that a tag's package set lacks: those of the registry's errors.
@@ -367,7 +359,7 @@ class PackageIndex:
             if name.startswith(".") or state.path(name.partition(".")[0]) is not None:
                 return None  # in a set that is not in the index
             near = await asyncio.to_thread(lambda: state.near_names.of(name)) if suggest else ()
-            return [UnavailablePackage(name, Reason.MISSING, near_names=near)]
+            return [missing_package(name, near)]
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
             return None
@@ -695,6 +687,15 @@ class PackageIndex:
                 for part, _ in state.parts if state else ():
                     await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
+
+
+def _looked_up(state: StateIndex, name: str) -> NameLookup:
+    if state.path(name) is None:
+        # It may be in a set that is not in the index.
+        leads_elsewhere = name.startswith(".") or state.path(name.partition(".")[0]) is not None
+        return NameLookup(None if leads_elsewhere else False)
+    found = state.search.get(name) if state.is_prepared else None
+    return NameLookup(True, found.reason if found is not None else "")
 
 
 def _default_of(tags: Mapping[str, str]) -> Mapping[str, str]:

@@ -22,13 +22,17 @@ def _tls() -> None:
 def self_signed(
     host: Annotated[
         list[str],
-        typer.Option(help="Name or address by which clients reach the server; repeat it for several."),
+        typer.Option(
+            metavar="HOST", help="Name or address by which clients reach the server; repeat it for several."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the files; made if needed.")],
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port of the server, for the instructions.")
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="Port of the server, for the instructions.")
     ] = 8443,
-    days: Annotated[int, typer.Option(min=1, max=825, help="Validity of the certificates, in days.")] = 90,
+    days: Annotated[
+        int, typer.Option(min=1, max=825, metavar="DAYS", help="Validity of the certificates, in days.")
+    ] = 90,
 ) -> None:
     """Make an authority and a server certificate for a trial, and print what server and clients need.
 

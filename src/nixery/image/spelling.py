@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
+from nixery.errors import Reason, UnavailablePackage
 from nixery.image.name import COMPONENT, LONGEST_NAME, PREFIXES
 
 # The printable characters of ASCII, 0x20 to 0x7e. nixpkgs has had an attribute with a space.
@@ -48,6 +49,13 @@ _ANY_CAPITAL = re.compile(r"[A-Z]", re.ASCII)
 _MOST_NEAR_NAMES = 3
 _MOST_SPELLED = 10
 _LEAST_SIMILARITY = 0.6
+
+# Of a similarity.
+_PRECISION = 1e-6
+
+# Characters of a word that is looked for in longer names, and what separates words.
+_SHORTEST_WORD = 3
+_WORDS = re.compile(r"[-_.+]")
 
 # Names that are compared at once, with the interpreter lock: a package author may write 300,000 of any length.
 _COMPARED = 2000
@@ -127,14 +135,24 @@ class NearNames:
         candidates = sorted(
             (_folded(self._prefix + attribute), attribute)
             for attribute in self._set.names
-            if _ESCAPABLE.fullmatch(attribute)
+            # Those with a leading dot are not for people: their spellings cannot be guessed.
+            if _ESCAPABLE.fullmatch(attribute) and not attribute.startswith(".")
         )
         self._read = [read for read, _ in candidates]
         self._attributes = [attribute for _, attribute in candidates]
 
     def of(self, wanted: str) -> tuple[str, ...]:
         """Return the names most similar to a missing one, in the form that clients use, the best first."""
-        found = most_similar(_folded(_decoded(wanted)), self._read, _LEAST_SIMILARITY, _MOST_SPELLED)
+        if not self._prefix and wanted in PREFIXES:
+            return ()  # no misspelling: it has its meaning at the beginning of a name
+        read = _folded(_decoded(wanted))
+        found = most_similar(read, self._read, _LEAST_SIMILARITY, _MOST_SPELLED)
+        # A word of a longer name, `python3-numpy` for `numpy`, is more likely meant than other letters.
+        # One changed letter is a mistake; more than one is another word.
+        slip = 1 - 1 / max(1, len(read)) - _PRECISION
+        slips = [(index, score) for index, score in found if score >= slip]
+        near = dict([*((index, slip) for index in self._with_word(read)), *slips])
+        found = [*near.items(), *((index, score) for index, score in found if index not in near)]
         spelled = ((score, self._set.spell(self._attributes[index])) for index, score in found)
         names = ((-score, self._prefix + part) for score, part in spelled if part is not None)
         letters = sorted(wanted)
@@ -145,6 +163,25 @@ class NearNames:
             if len(name) <= LONGEST_NAME
         )
         return tuple(name for _, _, _, name in best[:_MOST_NEAR_NAMES])
+
+    def _with_word(self, wanted: str) -> list[int]:
+        """Return the positions of the shortest names that have a text as one of their words."""
+        if len(wanted) < _SHORTEST_WORD:
+            return []
+        holding = (index for index, name in enumerate(self._read) if wanted in name)
+        found = [index for index in holding if wanted in _WORDS.split(self._read[index])]
+        return sorted(found, key=lambda index: (len(self._read[index]), self._read[index]))[:_MOST_SPELLED]
+
+
+def missing_package(name: str, near: tuple[str, ...] = ()) -> UnavailablePackage:
+    """Describe a package that a set does not have.
+
+    Args:
+        name: as the client wrote it.
+        near: similar names that the set has.
+    """
+    explanation = f"{name} is the first part of a name, as in {name}/git" if name in PREFIXES else ""
+    return UnavailablePackage(name, Reason.MISSING, explanation, near)
 
 
 def most_similar(wanted: str, names: Sequence[str], least: float, limit: int) -> list[tuple[int, float]]:

@@ -35,7 +35,7 @@ from nixery.image.definition import parse_definition
 from nixery.image.meta_packages import META_PACKAGES
 from nixery.image.os_release import InvalidFacts, os_release_file
 from nixery.image.platform import Platform
-from nixery.image.spelling import NearNames
+from nixery.image.spelling import NearNames, missing_package
 from nixery.nix.build_log import LOG_TAIL
 from nixery.nix.error_message import (
     NixMessage,
@@ -561,7 +561,7 @@ def _unavailable(
 ) -> UnavailablePackage:
     match item:
         case _Missing(name=name):
-            return UnavailablePackage(name, Reason.MISSING, near_names=near)
+            return missing_package(name, near)
         case _NotAPackage(name=name, attribute=attribute, position=position):
             found = _NIX_TYPES.get(item.type, item.type)
             explanation = f"{item.entry or _place(attribute, position)} is a {found}, not a derivation"

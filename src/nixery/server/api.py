@@ -52,7 +52,7 @@ _ROUTE = re.compile(
     r"/api/v1/(?:(?P<list>packages|names|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
-    r"|images/(?P<image>.+))",
+    r"|images/(?P<image>.+)|digests/(?P<digest>.+))",
     re.DOTALL,
 )
 
@@ -308,6 +308,20 @@ class ImageDocuments:
         }
         return await self._writer.write(partial(_json, answer))
 
+    async def digest(self, image: str) -> Response:
+        """Answer with the digest of the image of a name and a tag, or with none if it was not built yet.
+
+        A name for several platforms has none: the digest of such an image is that of its index, which is not
+        looked up.
+
+        Raises:
+            NixeryError: the name or the tag is invalid, or the source is unavailable.
+        """
+        name, tag, requests = _parsed(image, self._platforms)
+        pin = await self._descriptions.pin(tag)
+        digest = await self._descriptions.digest(requests[0], pin) if len(requests) == 1 else None
+        return _json({"name": name, "tag": tag, "digest": digest})
+
 
 class Api:
     """Routes requests below ``/api/v1``."""
@@ -353,6 +367,8 @@ class Api:
                 return await self._builds.events(request, build)
             case {"build": str(build)}:
                 return await self._builds.get(build)
+            case {"digest": str(image)}:
+                return await self._images.digest(image)
             case _:
                 return await self._images.get(match["image"])
 
@@ -399,14 +415,8 @@ async def describe(
         ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the source is unavailable.
     """
-    name, _, given = image.partition(":")
-    requests = requests_for(name, platforms)
-    match parse_reference(given or "latest"):
-        case Tag(name=tag, is_derived_from_digest=False):
-            current_access().require(Right.PULL, requests, name, tag)
-            pin = await descriptions.pin(tag)
-        case _:
-            raise ManifestUnknown(given, "is not a tag of the package source")
+    name, tag, requests = _parsed(image, platforms)
+    pin = await descriptions.pin(tag)
     found = await asyncio.gather(
         *(descriptions.describe(request, pin, compare=compare) for request in requests)
     )
@@ -418,6 +428,24 @@ async def describe(
         [description for description in found if description is not None],
         [request for request, description in zip(requests, found, strict=True) if description is None],
     )
+
+
+def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequence[ImageRequest]]:
+    """Return the name and the tag in ``NAME[:TAG]`` that the client may pull, and a request for each platform.
+
+    Raises:
+        LoginRequired, AccessDenied, NotVisible: the client may not pull it.
+        ManifestUnknown: the reference is not a tag of the package source.
+        NixeryError: the name or the tag is invalid, or the asker may not pull it.
+    """
+    name, _, given = image.partition(":")
+    requests = requests_for(name, platforms)
+    match parse_reference(given or "latest"):
+        case Tag(name=tag, is_derived_from_digest=False):
+            current_access().require(Right.PULL, requests, name, tag)
+            return name, tag, requests
+        case _:
+            raise ManifestUnknown(given, "is not a tag of the package source")
 
 
 def _json(

@@ -111,7 +111,9 @@ class Application:
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
             headers = self.observation.clients.trusted_headers(headers, scope.client)
-        request = Request(method, path, headers, {}, b"", forwarded, self._public_url, encrypted=self._encrypted)
+        request = Request(
+            method, path, headers, {}, b"", forwarded, self._public_url, encrypted=self._encrypted
+        )
         observed = self.observation.begin(request, scope)
         try:
             response, body = await self._answer(request, query, scope, protocol, observed)

@@ -11,7 +11,7 @@ import asyncio
 import zlib
 from dataclasses import replace
 
-from nixery.server.http import BytesResponse, Request, Response
+from nixery.server.http import BytesResponse, Request, Response, elements
 
 # Bytes below which the header fields would outweigh the saving.
 _SMALLEST = 1024
@@ -38,8 +38,8 @@ def gzipped(content: bytes, level: int = _BEST) -> bytes:
 
 def accepts_gzip(request: Request) -> bool:
     """Whether the client accepts gzip (RFC 9110, 12.5.3)."""
-    for coding in request.headers.get("accept-encoding", "").lower().split(","):
-        name, *parameters = (part.strip() for part in coding.split(";"))
+    for coding in elements(request, "accept-encoding"):
+        name, *parameters = (part.strip() for part in coding.lower().split(";"))
         if name in ("gzip", "x-gzip"):
             return not any(
                 parameter.startswith("q=0") and not parameter.strip("q=0.") for parameter in parameters

@@ -239,12 +239,12 @@ class PublishedPackages:
             NixeryError: the tag is invalid or unknown, or the storage cannot be read.
         """
         tag, checked, left = _valid(tag), [], _MOST_SUGGESTED
-        for name in names[:MOST_CHECKED]:
+        names = names[:MOST_CHECKED]
+        for name, found in zip(names, await self._index.look_up(tag, names), strict=True):
             near: Sequence[str] = ()
             if not _is_visible(name):
-                checked.append(CheckedName(name, False))
+                checked.append(CheckedName(name, exists=False))
                 continue
-            found = await self._index.look_up(tag, name)
             if found.exists is False and left:
                 left -= 1
                 async with self._slots.slot():

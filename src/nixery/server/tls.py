@@ -7,6 +7,7 @@ and tried in another process; the web server only ever reads copies of what pass
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,19 +169,20 @@ def try_credentials(credentials: Credentials, directory: Path) -> None:
                 timeout=_TRIAL_TIMEOUT,
                 check=False,
                 stdin=subprocess.DEVNULL,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SettingsError((f"cannot try {CERTIFICATE} and {KEY}: {error}",)) from None
     if ended.returncode:
+        lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"status {ended.returncode}"]
         # The message of a Rust panic ends with the error.
-        lines = ended.stderr.decode(errors="replace").splitlines()
-        reason = next((line.rpartition("value: ")[2] for line in lines if "value: " in line), "unknown error")
+        reason = next((line.rpartition("value: ")[2] for line in lines if "value: " in line), lines[-1])
         names = ", ".join([CERTIFICATE, KEY, *([CLIENT_CA] if credentials.client_ca else [])])
         raise SettingsError((f"the web server cannot use the files of {names}: {escaped(reason[:200])}",))
 
 
 def serve_briefly(certificate: str, key: str, client_ca: str | None = None) -> None:
-    """Start a web server with TLS on a free loopback port, and stop it; aborts the process if that fails."""
+    """Start a web server with TLS on a free loopback port, and end the process: by an abort if that fails."""
 
     async def application(scope: object, protocol: object) -> None:
         """Answer nothing."""
@@ -190,7 +192,9 @@ def serve_briefly(certificate: str, key: str, client_ca: str | None = None) -> N
         server = Server(
             application, port=0, interface=Interfaces.RSGI, log_enabled=False, **server_options(files)
         )
-        asyncio.get_running_loop().call_later(0.05, server.stop)
+        # The web server reads the files in the first steps of its tasks, which the loop takes before this. The process
+        # ends without finalising the interpreter: a thread of the web server that needed it would abort.
+        asyncio.get_running_loop().call_later(0.05, os._exit, 0)
         await server.serve()
 
     asyncio.run(run())

@@ -32,6 +32,7 @@ from nixery.storage.records import (
     REFERRERS,
     TAGS,
     TAGS_IN_ORDER,
+    CheckedDict,
     RecordStore,
     decode,
     ordered_key,
@@ -77,7 +78,7 @@ class ReferrerRecord(BaseModel):
     digest: str
     size: int | None = Field(None, ge=0)
     artifact_type: str | None = Field(None, alias="artifactType")
-    annotations: dict[str, str] | None = None
+    annotations: CheckedDict[str] = {}
 
 
 class Catalogue:

@@ -24,8 +24,9 @@ from nixery.layering.popularity import Popularity
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
 from nixery.storage.files import write_file
+from nixery.storage.records import CheckedDict
 
-_COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
+_COUNTS: TypeAdapter[dict[str, int]] = TypeAdapter(CheckedDict[Annotated[int, Field(ge=0)]])
 
 # Seconds for the whole download.
 _TIMEOUT = 30.0

@@ -58,6 +58,10 @@ class Podman:
         """Build the image of a directory with a Dockerfile."""
         return self.shell.call((*self.podman, "build", *BUILD, "--tag", reference, str(context)), PULL)
 
+    def load(self, archive: Path) -> Outcome:
+        """Load the image of an archive under the name that is in it."""
+        return self.shell.call((*self.podman, "load", "--input", str(archive)), PULL)
+
     def _inspect(self, reference: str) -> dict[str, Any]:
         (document,) = json.loads(self._ask("image", "inspect", reference))
         inspected: dict[str, Any] = document

@@ -44,6 +44,9 @@ rec {
     for step in 1 2 3 4 5 6 7 8; do echo "step $step of 8"; sleep 0.5; done
     mkdir $out; echo gradual > $out/gradual
   '';
+  # Runs until the server ends.
+  endless = package "endless" "1.0" "Never ends" "MIT" "echo compiling; sleep 3600";
+  verbose = package "verbose" "1.0" "Fails after many lines" "MIT" "for line in $(seq 30); do echo part $line; done; echo 'error: no semicolon'; exit 1";
   hostile = package "hostile" "1.0" "<img src=x onerror=alert(1)>" "MIT" ''
     echo "compiling <b>everything</b>"
     echo "<script>document.title = 'owned'; document.body.dataset.owned = 1</script>"

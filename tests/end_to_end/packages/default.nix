@@ -36,9 +36,54 @@ let
         chmod +x $out/bin/volume
       '';
     };
+  # As in nixpkgs: a C library in lib, whose loader has a cache in its own store path.
+  glibc = package {
+    name = "glibc-9.99";
+    libc = debian.libc6;
+    program = ./own_cache.py;
+    script = ''
+      mkdir -p $out/lib
+      cp -L $libc/lib/${triplet}/ld-linux-*.so.* $libc/lib/${triplet}/libc.so.6 $out/lib
+      chmod -R u+w $out
+      python3 $program $out/lib/ld-linux-*.so.* $out/etc/ld.so.cache
+    '';
+  };
+
+  # A library of Debian by another name, as nixpkgs would have it.
+  library =
+    { name, from, file, as ? file }:
+    package {
+      inherit name from glibc;
+      script = ''
+        mkdir -p $out/lib
+        cp -L $from/lib/${triplet}/${file} $out/lib/${as}
+        chmod u+w $out/lib/${as}
+        patchelf --set-rpath $glibc/lib $out/lib/${as}
+      '';
+    };
 in
 debian
 // {
+  # bash as nixpkgs would have it. Its closure also has libtinfo.so.6 in a higher version, which is another library, and a
+  # library that only the cache leads to.
+  bash-of-nixpkgs = package {
+    name = "bash-of-nixpkgs";
+    inherit (debian) bash;
+    inherit glibc;
+    libraries = library { name = "libtinfo-1"; from = debian.libtinfo6; file = "libtinfo.so.6"; };
+    others = [
+      (library { name = "zlib-2"; from = debian.zlib1g; file = "libz.so.1"; as = "libtinfo.so.6"; })
+      (library { name = "zlib-3"; from = debian.zlib1g; file = "libz.so.1"; as = "libonly.so.1"; })
+    ];
+    script = ''
+      mkdir -p $out/bin $out/share
+      cp $bash/bin/bash $out/bin/bash
+      chmod u+w $out/bin/bash
+      patchelf --set-interpreter $glibc/lib/ld-linux-*.so.* --set-rpath $glibc/lib:$libraries/lib $out/bin/bash
+      echo $others > $out/share/others
+    '';
+  };
+
   # A user by number, and one by name.
   users = {
     numeric = {

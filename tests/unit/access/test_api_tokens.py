@@ -97,7 +97,8 @@ async def test_a_token_identifies_with_its_limits(tokens: ApiTokens, clock: Cloc
     )
     identity = await tokens.verify(text)
     assert identity == created.identity
-    assert (identity.kind, identity.name, identity.groups) == (Kind.API_TOKEN, "ci", {"builders", "all"})
+    assert (identity.kind, identity.name) == (Kind.API_TOKEN, "ci")
+    assert identity.groups == frozenset({"builders", "all"})
     assert identity.limits == Limits(frozenset({Right.PULL, Right.BUILD}), ("git*", "shell"))
     assert (created.created, created.expires) == (NOW, NOW + 30 * DAY)
     other, _ = another_server(tokens, clock)

@@ -161,9 +161,12 @@ async def test_an_unknown_user_costs_what_a_known_one_does(
 ) -> None:
     checked: list[str] = []
     actual = passwords._has_hash
-    monkeypatch.setattr(
-        passwords, "_has_hash", lambda given, hashed: checked.append(hashed) or actual(given, hashed)
-    )
+
+    def observed(password: bytes, hashed: str) -> bool:
+        checked.append(hashed)
+        return actual(password, hashed)
+
+    monkeypatch.setattr(passwords, "_has_hash", observed)
     write(path, f"alice:{quick('right', 5)}\nbob:{quick_argon2('right')}\n")
     users = Htpasswd(path)
     names = [f"stranger-{number}" for number in range(40)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from pydantic import ValidationError
 
 from nixery.builds.evaluation_cache import EVALUATED, EvaluationCache
 from nixery.builds.evaluator import Evaluator
@@ -367,4 +368,12 @@ def test_records_have_every_kind_of_item() -> None:
         Facts({"ID": "x", "NAME": "x"}),
         _found("image", AMD64)[0],
     )
-    assert list(EVALUATED.validate_json(EVALUATED.dump_json(items))) == list(items)
+    assert EVALUATED.validate_json(EVALUATED.dump_json(list(items))) == list(items)
+
+
+@pytest.mark.security
+def test_a_planted_evaluation_is_read_up_to_its_first_wrong_item() -> None:
+    """50,000 wrong ones, each compared with every kind of item, held all threads for two seconds."""
+    with pytest.raises(ValidationError) as error:
+        EVALUATED.validate_json(b"[" + b",".join([b"{}"] * 10_000) + b"]")
+    assert error.value.error_count() < 100

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from pydantic import ValidationError
 
 from nixery.builds.events import (
     Build,
@@ -286,8 +287,14 @@ async def test_a_planted_number_that_no_page_can_show(field: str, records: Recor
 @pytest.mark.security
 @pytest.mark.parametrize(
     "planted",
-    [{"name": "x" * 100_000}, {"error": "x" * 100_000}, {"building": ["x"] * 10_000}],
-    ids=["name", "error", "builders"],
+    [
+        {"name": "x" * 100_000},
+        {"error": "x" * 100_000},
+        {"building": ["x"] * 10_000},
+        {"slowest": [{"name": "x", "seconds": 0}] * 10_000},
+        {"log": [{"number": 0, "derivation": "x", "text": ""}] * 10_000},
+    ],
+    ids=["name", "error", "builders", "slowest", "log"],
 )
 async def test_a_planted_text_that_no_build_has(planted: dict[str, object], records: RecordStore) -> None:
     """Lists of builds show these of fifty: a planted megabyte in each stopped the server at each request."""
@@ -299,6 +306,60 @@ async def test_a_planted_text_that_no_build_has(planted: dict[str, object], reco
     history.start()
     await history.close()
     assert history.recent() == []
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("field", ["log", "slowest", "stages", "building", "builders", "tail"])
+def test_a_planted_report_is_read_up_to_its_first_wrong_element(field: str) -> None:
+    """pydantic makes an error of a kilobyte for each, and a report has up to 100,000 commas: a second each."""
+    report = BuildReport(id="00ff", name="git", platform="linux/amd64", revision="a", created=1, ended=2)
+    planted = json.dumps({**report.model_dump(), field: [{"x": 0}] * 20_000}).encode()
+    with pytest.raises(ValidationError) as error:
+        BuildReport.model_validate_json(planted)
+    assert error.value.error_count() < 10
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("kind", ["builds", "build-progress"])
+async def test_a_planted_report_is_not_read_at_each_request(
+    kind: str, records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.builds.history._REFRESH", 0)
+    monkeypatch.setattr("nixery.builds.history._FRESH", 0)
+    await records.put(kind, "f" * 20, b'{"id": 0}')
+    read: list[bytes | None] = []
+    get = RecordStore.get
+
+    async def counted(store: RecordStore, kind: str, key: str) -> bytes | None:
+        read.append(content := await get(store, kind, key))
+        return content
+
+    monkeypatch.setattr(RecordStore, "get", counted)
+    history = BuildHistory(records)
+    for _ in range(3):
+        await history.refresh()
+    assert len([content for content in read if content is not None]) == 1
+    await history.close()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("state", [{"state": "found"}, {"state": "failed", "packages": None}])
+async def test_planted_reports_that_no_server_stores_are_not_kept(
+    state: dict[str, object], records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server bounds those of its own builds as they end; another writer of the storage filled the memory with them."""
+    monkeypatch.setattr("nixery.builds.history._REFRESH", 0)
+    history = BuildHistory(records)
+    for number in range(3):
+        key = f"{number:020x}"
+        report = BuildReport(
+            id=key, name="git", platform="linux/amd64", revision="a", created=1, ended=2, packages=1
+        )
+        await records.put("builds", key, json.dumps({**report.model_dump(), **state}).encode())
+        await history.refresh()
+        await records.delete("builds", key)
+    assert history.recent() == []
+    await history.close()
 
 
 async def test_only_the_last_builds_are_kept(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import zstandard
+from pydantic import ValidationError
 
 from nixery.builds import image_closure
 from nixery.builds.image_closure import (
@@ -90,6 +91,8 @@ def test_a_package_alone_needs_what_no_other_one_reaches() -> None:
     assert alone["git", "git", "1"] == 100 + 200
     assert alone["curl", "curl", "1"] == 0
     assert alone["bash", "bash", "1"] == 10
+    assert CLOSURE.alone("bash") == 10
+    assert CLOSURE.alone("nothing") == 0
 
 
 def test_paths_that_refer_to_each_other_are_followed_once() -> None:
@@ -161,6 +164,25 @@ async def test_a_hostile_record_is_treated_as_missing(text: bytes, records: Reco
         decode_closure(zstandard.compress(text))
     await records.put(IMAGE_CLOSURES, Digest.of(b"").hex, zstandard.compress(text))
     assert await ImageClosures(records).find(Digest.of(b"")) is None
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"paths": [%s], "roots": []}',
+        b'{"paths": [], "roots": [%s]}',
+        b'{"paths": [{"path": "", "size": 0, "layer": 0, "references": [%s]}], "roots": []}',
+        b'{"paths": [], "roots": [{"component": "", "name": "", "version": "", "requested": true, "paths": [%s]}]}',
+    ],
+    ids=["paths", "roots", "references", "outputs"],
+)
+def test_a_hostile_record_is_read_up_to_its_first_wrong_element(text: bytes) -> None:
+    """400,000 wrong ones held all threads for four seconds."""
+    planted = text % b",".join([b'{"path": 0}'] * 10_000)
+    with pytest.raises(ValidationError) as error:
+        decode_closure(zstandard.compress(planted))
+    assert error.value.error_count() < 10
 
 
 @pytest.mark.security

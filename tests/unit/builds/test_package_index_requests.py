@@ -19,6 +19,7 @@ from nixery.image.name import parse_image_name
 from nixery.image.platform import AMD64
 from nixery.image.spelling import NearNames
 from nixery.nix.packages import NixFiles, PackageSet
+from nixery.server.published_packages import PublishedPackages
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore
@@ -182,3 +183,22 @@ async def test_a_request_with_many_names_reads_few_parts_at_once(storage: Path, 
     assert found == [None] * len(names)
     assert counting.total == len(names)
     assert counting.most <= 2
+
+
+@pytest.mark.security
+async def test_a_check_of_many_names_reads_the_storage_once(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any client can send a hundred names, of a state that has no index: each cost a look-up in the bucket."""
+    read: list[str] = []
+    get = RecordStore.get
+
+    async def counted(store: RecordStore, kind: str, key: str) -> bytes | None:
+        read.append(kind)
+        return await get(store, kind, key)
+
+    monkeypatch.setattr(RecordStore, "get", counted)
+    packages = PublishedPackages(index(Source(), records))
+    checked = await packages.check("latest", [f"name{number}" for number in range(200)])
+    assert [name.exists for name in checked] == [None] * 100
+    assert read.count(PACKAGES) == 1

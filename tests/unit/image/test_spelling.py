@@ -14,7 +14,7 @@ from rapidfuzz.distance import OSA
 
 from nixery.errors import InvalidName
 from nixery.image.name import PREFIXES, validate_name
-from nixery.image.spelling import RESERVED, AttributeNames, NearNames
+from nixery.image.spelling import RESERVED, AttributeNames, NearNames, missing_package
 
 
 def spelled(names: Sequence[str], attribute: str) -> str | None:
@@ -236,6 +236,25 @@ def test_the_most_similar_come_first() -> None:
 
 def test_exchanged_letters_come_before_other_letters() -> None:
     assert NearNames("", ["bti", "git", "gri"]).of("gti")[0] == "git"
+
+
+def test_a_word_of_a_longer_name_comes_before_other_letters() -> None:
+    names = ["snimpy", "python3-numpy-doc", "python3-numpy", "numpysome"]
+    assert near_names("numpy", "", names) == ("python3-numpy", "python3-numpy-doc", "snimpy")
+    # After one wrong letter, which is a mistake.
+    assert near_names("gti", "", ["xfce-gti", "git"]) == ("git", "xfce-gti")
+
+
+def test_names_with_a_leading_dot_are_no_hint() -> None:
+    assert near_names("shel", "", [".shell", "shelr"]) == ("shelr",)
+
+
+def test_a_prefix_behind_a_package_has_an_explanation_in_place_of_near_names() -> None:
+    assert near_names("shell", "", ["shelr"]) == ()
+    assert (
+        str(missing_package("shell")) == "shell (missing: shell is the first part of a name, as in shell/git)"
+    )
+    assert str(missing_package("htpo", ("htop",))) == "htpo (missing; did you mean htop?)"
 
 
 def test_without_similar_names_there_is_no_hint() -> None:

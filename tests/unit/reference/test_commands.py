@@ -19,10 +19,12 @@ COMMANDS = (
     "gc",
     "scrub",
     "storage copy",
+    "tls self-signed",
     "token create",
     "token list",
     "token revoke",
     "password",
+    "tls self-signed",
 )
 
 

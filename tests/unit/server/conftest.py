@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -79,9 +80,10 @@ class FakeDescriptions:
 
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
-        self.closures: ImageClosure | None = None
+        self.closure: ImageClosure | None = None
         self.licences: tuple[str, ...] = ("GPL-2.0-only",)
         self.compared = self.shared = 0
+        self.config: Mapping[str, object] = {"Cmd": ["sh"]}
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
@@ -89,9 +91,14 @@ class FakeDescriptions:
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision
 
-    async def closure(self, image: ImageDescription) -> ImageClosure | None:
-        assert image.digest == "sha256:0"
-        return self.closures
+    @asynccontextmanager
+    async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
+        assert all(image.digest == "sha256:0" for image in images)
+        yield [self.closure for _ in images]
+
+    async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
+        assert pin == PIN
+        return "sha256:0" if "git" in request.requested and request.platform == AMD64 else None
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)
@@ -103,7 +110,7 @@ class FakeDescriptions:
             DescribedLayer("sha256:2", 1, ("git",)),
         )
         return ImageDescription(
-            "linux/amd64", "sha256:0", (package,), layers, {"Cmd": ["sh"]}, {}, (), self.compared
+            "linux/amd64", "sha256:0", (package,), layers, self.config, {}, (), self.compared
         )
 
 
@@ -172,11 +179,15 @@ class FakeIndex:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
 
-    async def look_up(self, tag: str, name: str) -> NameLookup:
-        found = (await self.names(tag)).get(name)
-        if name.startswith("set."):
-            return NameLookup(None)
-        return NameLookup(found is not None, found.reason if found is not None else "")
+    async def look_up(self, tag: str, names: Sequence[str]) -> list[NameLookup]:
+        known = await self.names(tag)
+        found = {name: known.get(name) for name in names}
+        return [
+            NameLookup(None)
+            if name.startswith("set.")
+            else NameLookup(package is not None, package.reason if package is not None else "")
+            for name, package in found.items()
+        ]
 
     async def near_names(self, tag: str, name: str) -> Sequence[str]:
         names = await self.names(tag)

@@ -282,8 +282,28 @@ async def test_a_stored_image_is_described_for_its_platforms(server: Server) -> 
 
 
 @pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("amd64/shell/git:v1", ("amd64/shell/git", "v1", "sha256:0")),
+        ("amd64/git", ("amd64/git", "latest", "sha256:0")),
+        # Not built yet; and for several platforms, which have a digest together.
+        ("amd64/htop", ("amd64/htop", "latest", None)),
+        ("git", ("git", "latest", None)),
+    ],
+)
+async def test_a_stored_image_has_a_digest(
+    server: Server, image: str, expected: tuple[str, str, str | None]
+) -> None:
+    document = await server.json(f"digests/{image}")
+    assert tuple(document.values()) == expected
+    assert server.images.begun == []
+
+
+@pytest.mark.parametrize(
     ("path", "expected"),
     [
+        ("digests/Git", (400, "NAME_INVALID")),
+        (f"digests/git:sha256-{'0' * 64}", (404, "MANIFEST_UNKNOWN")),
         ("images/htop", (404, "MANIFEST_UNKNOWN")),
         (f"images/git:sha256-{'0' * 64}", (404, "MANIFEST_UNKNOWN")),
         ("images/Git", (400, "NAME_INVALID")),

@@ -402,3 +402,15 @@ async def test_a_client_that_has_the_last_piece_may_close_its_connection(pair: P
     request = Request("GET", "/")
     await send_body(request, response, pieces(), [], Kernel(), Backpressure(pair.name))  # type: ignore[arg-type]
     assert ended
+
+
+def test_a_silent_connection_ends_where_the_port_has_such_a_limit(pair: Pair, clock: Clock) -> None:
+    requests = Requests()
+    unlimited = Connections({pair.port: ConnectionBounds(9, 9)}, SECONDS, requests, clock)
+    limited = Connections({pair.port: ConnectionBounds(9, 9, idle=0.0)}, SECONDS, requests, clock)
+    patient = Connections({pair.port: ConnectionBounds(9, 9, idle=3600.0)}, SECONDS, requests, clock)
+    assert unlimited.poll() == patient.poll() == []
+    # A request that waits for its answer, for example for a build, is silent too.
+    assert limited.poll({peer_key(pair.name)}) == []
+    assert [(one.peer, one.reason) for one in limited.poll()] == [(pair.name, Reason.IDLE)]
+    assert pair.client.recv(1) == b""

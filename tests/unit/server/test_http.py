@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.server.http import ByteRange, Request, UnsatisfiableRange, matches, parse_range, prefers_html
+from nixery.server.compression import accepts_gzip
+from nixery.server.http import (
+    ByteRange,
+    Request,
+    UnsatisfiableRange,
+    elements,
+    matches,
+    parse_range,
+    prefers_html,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +99,24 @@ def test_another_etag_does_not_match(headers: dict[str, str]) -> None:
 def test_a_person_prefers_html(accept: str | None, is_person: bool) -> None:  # noqa: FBT001
     headers = {} if accept is None else {"accept": accept}
     assert prefers_html(Request("GET", "/", headers)) is is_person
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("field", ["accept", "accept-encoding", "if-none-match"])
+@pytest.mark.parametrize("list_", ["," * 100_000, "gzip;q=1, " * 10_000, "x" * 100_000])
+def test_few_elements_of_a_header_field_are_read(field: str, list_: str) -> None:
+    """A field of 128 KiB with nothing but commas blocked the event loop for a sixth of a second at each request."""
+    found = elements(Request("GET", "/", {field: list_}), field)
+    assert len(found) <= 128
+    assert sum(map(len, found)) <= 8192
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("before", "read"), [(127, True), (128, False), (100_000, False)])
+def test_elements_after_the_first_ones_are_not_read(before: int, read: bool) -> None:  # noqa: FBT001
+    def request(field: str, last: str) -> Request:
+        return Request("GET", "/", {field: "," * before + last})
+
+    assert accepts_gzip(request("accept-encoding", "gzip")) is read
+    assert prefers_html(request("accept", "text/html")) is read
+    assert matches(request("if-none-match", '"a"'), '"a"') is read

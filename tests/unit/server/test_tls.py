@@ -109,7 +109,7 @@ def test_a_key_that_the_web_server_cannot_use_is_refused(issue: Issue, kind: str
         ec.SECP521R1() if kind == "curve" else ec.SECP256R1()
     )
     if kind == "short":
-        key = rsa.generate_private_key(65537, 1024)
+        key = rsa.generate_private_key(65537, 1024)  # noqa: S505 -- refused
     encryption = BestAvailableEncryption(b"secret") if kind == "password" else NoEncryption()
     files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     assert ("has a password" if kind == "password" else "does not support") in problem(files)
@@ -153,19 +153,19 @@ async def test_only_usable_changes_are_announced(
 ) -> None:
     monkeypatch.setattr(tls, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(tls, "try_credentials", lambda *_: None)
-    looks: list[int] = []
+    looked = asyncio.Event()
+    loop = asyncio.get_running_loop()
     watch = CredentialsWatch(issue("first.example.org"), tmp_path, None)
     read = tls.read_credentials
 
     def counted(files: TLSFiles) -> tls.Credentials:
-        looks.append(1)
+        loop.call_soon_threadsafe(looked.set)
         return read(files)
 
     monkeypatch.setattr(tls, "read_credentials", counted)
     waiting = asyncio.ensure_future(watch.next())
     (tmp_path / "key.pem").write_bytes(b"broken")
-    while not looks:
-        await asyncio.sleep(0.01)
+    await asyncio.wait_for(looked.wait(), 20)
     assert watch.current.names == ("first.example.org",)
     issue("second.example.org")
     async with asyncio.timeout(20):

@@ -7,10 +7,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from nixery.oci.digest import Digest
 from nixery.storage import catalogue as catalogue_module
-from nixery.storage.catalogue import Catalogue, TagRecord
+from nixery.storage.catalogue import Catalogue, ReferrerRecord, TagRecord
 from nixery.storage.driver import StoredObject
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore, ordered_key
@@ -280,3 +281,12 @@ async def test_a_list_of_referrers_has_few_bytes(records: RecordStore) -> None:
         descriptor = {"digest": str(digest), "annotations": {"a": "x" * 60_000}}
         await records.put("referrers", subject.hex + digest.hex, json.dumps(descriptor).encode())
     assert 60 <= len(await Catalogue(records).referrers(subject)) < 70
+
+
+@pytest.mark.security
+def test_a_planted_referrer_is_read_up_to_its_first_wrong_annotation() -> None:
+    """A list of referrers reads a thousand records, each of which had an error of a kilobyte for ten thousand."""
+    annotations = {f"{number}": 0 for number in range(10_000)}
+    with pytest.raises(ValidationError) as error:
+        ReferrerRecord.model_validate({"digest": "", "annotations": annotations})
+    assert error.value.error_count() == 1

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from nixery.errors import SettingsError
 from nixery.layering.popularity import Popularity
@@ -119,6 +120,18 @@ def test_data_that_is_not_counts_is_a_settings_error(content: str, tmp_path: Pat
 @pytest.fixture
 def copies(tmp_path: Path) -> PopularityCopies:
     return PopularityCopies(tmp_path / "storage", tmp_path / "storage" / "temporary")
+
+
+@pytest.mark.security
+def test_data_is_read_up_to_its_first_wrong_count(tmp_path: Path) -> None:
+    """64 MiB of wrong counts took gigabytes, an error for each, before the server refused them."""
+    place = tmp_path / "counts.json"
+    place.write_text(json.dumps({f"package-{number}": "x" for number in range(10_000)}))
+    with pytest.raises(SettingsError) as error:
+        load_popularity(str(place))
+    cause = error.value.__context__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() == 1
 
 
 def test_the_copy_is_used_when_the_url_is_down(

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from urllib.parse import quote, unquote, urlencode
 
 from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
-from nixery.builds.history import BuildReport, State
+from nixery.builds.history import BuildReport, State, image_name
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.errors import InvalidName, NixeryError
 from nixery.image.meta_packages import SHELL
-from nixery.image.name import Tag, canonical_name, parse_reference, validate_name
+from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
 from nixery.server.api import NamedImage, describe, visible
@@ -189,6 +190,7 @@ class ShownImage:
         maps: of its layers, for a wide and a narrow screen.
         layers: the largest first.
         licensed: whether the licence of a package is known.
+        shell_alone: bytes that only the shell and its tools need; 0 if that is unknown.
     """
 
     image: ImageDescription
@@ -197,6 +199,11 @@ class ShownImage:
     maps: Sequence[Sequence[Tile]]
     layers: Sequence[ShownLayer]
     licensed: bool
+    shell_alone: int
+
+
+# A name for which an image cannot be built; near names, with links to their images.
+_Problem = tuple[CheckedName, Sequence[tuple[str, str]]]
 
 
 class Pages:
@@ -358,8 +365,12 @@ class Pages:
         found = await self._images.page(text, request.query.get("after", ""))
         async with self._builds.turn():
             built: dict[str, BuildReport] = {}
+            sizes: dict[str, int] = {}
             for report in self._builds.recent() if found.names else ():
                 if report.manifest is not None:
+                    # A build that found the image stored has packed no layer.
+                    if report.layers is not None:
+                        sizes[report.manifest] = report.packed_bytes + report.reused_bytes
                     name = unquote(image_path(report.name, report.platform, self._platforms))
                     with suppress(InvalidName):
                         built.setdefault(canonical_name(name), report)
@@ -368,6 +379,7 @@ class Pages:
                 text=text,
                 host=host(request),
                 found=[(name, built.get(name)) for name in found.names],
+                sizes=sizes,
                 next=found.after and "/images?" + urlencode({"q": text, "after": found.after}),
                 now=time.time(),
                 public=self._images.public,
@@ -386,6 +398,7 @@ class Pages:
             now=time.time(),
             kinds=_FAILURES,
             platforms=[platform.architecture.name for platform in SUPPORTED],
+            composed=Composition.of(request.query),
             default=", ".join(map(str, self._platforms)),
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
             recent=others,
@@ -407,6 +420,7 @@ class Pages:
             image=image,
             tag=tag,
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
+            compose=Composition.of_image(image, tag).address,
             nothing=_nothing_written(report),
         )
 
@@ -425,10 +439,18 @@ class Pages:
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.shows_names)
         problems = await self._problems(named)
-        closures = [await self._descriptions.closure(description) for description in named.found]
-        if (why := request.query.get("why")) is not None:
-            return await self._why(named, why, closures)
+        async with self._descriptions.closures(named.found) as closures:
+            if (why := request.query.get("why")) is not None:
+                return await self._why(named, why, closures)
+            return await self._image_page(request, named, problems, closures)
 
+    async def _image_page(
+        self,
+        request: Request,
+        named: NamedImage,
+        problems: Sequence[_Problem],
+        closures: Sequence[ImageClosure | None],
+    ) -> Response:
         # The digest of several platforms is that of their index, which the description does not have.
         digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
 
@@ -437,6 +459,15 @@ class Pages:
                 "image.html",
                 404 if any(problem.exists is False for problem, _ in problems) else 200,
                 problems=problems,
+                compose=Composition.of_image(named.name, named.tag).address,
+                prefixes=PREFIXES,
+                # Prefixes first, the rest in its order.
+                sorted="/".join(sorted(named.name.split("/"), key=lambda part: part not in PREFIXES)),
+                shell=SHELL,
+                always=frozenset(ALWAYS_INCLUDED).difference(named.name.split("/")),
+                one_state=named.exact_tag is None and named.tag != "latest",
+                failed=self._last_failure(named) if named.missing and not problems else None,
+                now=time.time(),
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
@@ -455,6 +486,13 @@ class Pages:
             )
 
         return await self._writer.write(page)
+
+    def _last_failure(self, named: NamedImage) -> BuildReport | None:
+        """Return the report of the last build of an image that is not stored, if that failed."""
+        wanted = {(image_name(request), str(request.platform)) for request in named.missing}
+        reports = self._builds.recent()
+        last = next((report for report in reports if (report.name, report.platform) in wanted), None)
+        return last if last is not None and last.state is State.FAILED else None
 
     async def _why(self, named: NamedImage, why: str, closures: Sequence[ImageClosure | None]) -> Response:
         """Explain why an image has a store path."""
@@ -478,7 +516,7 @@ class Pages:
 
         return await self._writer.write(page)
 
-    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+    async def _problems(self, named: NamedImage) -> Sequence[_Problem]:
         """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
         if not named.missing:
             return ()
@@ -569,6 +607,52 @@ def _image_meant(request: Request) -> str | None:
     return None if name.partition("/")[0] in _TAKEN else name + colon + tag
 
 
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The fields of the form on the first page.
+
+    Attributes:
+        packages: separated by spaces.
+        platform: empty for the default.
+    """
+
+    packages: str = ""
+    platform: str = ""
+    tag: str = "latest"
+    shell: bool = True
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Composition:
+        """Read the fields from the address of the first page."""
+        if "packages" not in query:
+            return cls()
+        return cls(
+            query["packages"][:_LONGEST_TEXT],
+            query.get("platform", "")[:_LONGEST_TEXT],
+            query.get("tag", "")[:_LONGEST_TEXT] or "latest",
+            "shell" in query,
+        )
+
+    @classmethod
+    def of_image(cls, name: str, tag: str) -> Composition:
+        """Read the fields from the name and the tag of an image."""
+        parts = name.split("/")
+        prefixes = list(takewhile(PREFIXES.__contains__, parts))
+        platform = next((part for part in prefixes if part != "shell"), "")
+        return cls(" ".join(parts[len(prefixes) :]), platform, tag, "shell" in prefixes)
+
+    @property
+    def address(self) -> str:
+        """The address of the first page with these fields."""
+        given = {
+            "packages": self.packages,
+            "platform": self.platform,
+            "tag": "" if self.tag == "latest" else self.tag,
+            "shell": "1" if self.shell else "",
+        }
+        return "/?" + urlencode({name: value for name, value in given.items() if value}) + "#compose"
+
+
 def _composed(request: Request) -> Response:
     """Redirect the form, submitted without a script, to the page of the composed image.
 
@@ -603,6 +687,7 @@ def _shown_image(image: ImageDescription, closure: ImageClosure | None) -> Shown
         [treemap(image, WIDE, names), treemap(image, NARROW, names)],
         layers,
         any(package.licences for package in image.packages),
+        closure.alone(SHELL) if closure is not None else 0,
     )
 
 

@@ -18,7 +18,7 @@ from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for, 
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.plain_text import shortened
-from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
+from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, elements, matches
 from nixery.server.registry.permissions import Permissions
 from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
@@ -50,9 +50,6 @@ _ENDS = {
 # connections. Any client can request a layer or a config as a manifest, and the server has to read all of it
 # to refuse: without a limit, each connection would hold a document in memory.
 _READS, _WAITING = 16, 2048
-
-# Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
-_LONGEST_ACCEPT = 8192
 
 # In the error about an unknown tag: packages, the latest states for each, and characters of versions and tags; and the
 # seconds that the answer waits for them.
@@ -129,7 +126,7 @@ class Manifests:
                 if found.pinned.warning:
                     # RFC 7234, 5.5.7; containerd shows it.
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
-                answered = _negotiate(request.headers.get("accept", ""), image)
+                answered = _negotiate(elements(request, "accept"), image)
                 await self._permissions.note(name, found.tag, answered)
                 return _answer(request, answered, headers)
 
@@ -189,13 +186,13 @@ def _at_tags(versions: Sequence[PackageVersion]) -> str:
     return ", ".join(shown)
 
 
-def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
+def _negotiate(accept: Sequence[str], found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
     A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants
     Docker's, if the layers are compressed in a way that only OCI has a name for.
     """
-    accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
+    accepted = {part.partition(";")[0].strip().lower() for part in accept}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):

@@ -14,7 +14,17 @@ import pytest
 
 import nixery
 from nixery.builds.descriptions import ImageDescriptions
-from nixery.builds.events import Build, Evaluated, Failed, Started, Stored
+from nixery.builds.events import (
+    Build,
+    Evaluated,
+    Failed,
+    Grouped,
+    LayerPacked,
+    LayerReused,
+    Reused,
+    Started,
+    Stored,
+)
 from nixery.builds.history import BuildHistory
 from nixery.builds.image_closure import ClosurePath, ClosureRoot, ImageClosure
 from nixery.builds.package_index import PackageIndex
@@ -31,6 +41,7 @@ from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
+from nixery.oci.documents import Descriptor, Layer, MediaType
 from nixery.server import published_packages
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request
@@ -201,6 +212,28 @@ async def test_the_page_of_an_image_of_an_unknown_package_says_so_with_near_name
     assert "Not built yet" not in page
     assert "docker" not in page
     assert 'id="build"' not in page
+
+
+async def test_a_prefix_behind_a_package_is_no_misspelling(site: Site) -> None:
+    _, page = await site.get("/images/later/shell:v1")
+    assert "<b>shell</b> has its meaning at the beginning of a name alone" in page
+    assert 'href="/images/shell/later:v1"' in page
+    assert "Did you mean" not in page
+
+
+async def test_the_page_of_an_image_whose_last_build_failed_leads_to_that_build(
+    history: BuildHistory,
+) -> None:
+    site = Site(history, public=True)
+    (request,) = requests_for("shell/later", (AMD64,))
+    build = Build.of(request, PIN)
+    for event in (Started(), Failed(NixeryError("no compiler"))):
+        history.observe(build, event)
+    _, page = await site.get("/images/shell/later")
+    assert f'The last build failed just now: <a href="/builds/{build.id}">no compiler</a>' in page
+    history.observe(Build.of(request, PIN), Started())
+    _, page = await site.get("/images/shell/later")
+    assert "The last build failed" not in page
 
 
 async def test_an_image_page_without_answers_about_names_is_a_page(site: Site) -> None:
@@ -458,7 +491,7 @@ def _closure() -> ImageClosure:
 async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_are_there(site: Site) -> None:
     _, page = await site.get("/images/shell/git:v1")
     assert "Only for it" not in page
-    site.descriptions.closures = _closure()
+    site.descriptions.closure = _closure()
     _, page = await site.get("/images/shell/git:v1")
     assert page.index(">Packages<") < page.index(">Config<") < page.index(">Layers, by compressed size<")
     assert '<td class="number" data-label="Only for it">1.0 kB</td>' in page
@@ -474,6 +507,21 @@ async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_a
     assert (answer.status, "No such store path" in page) == (404, True)
     answer, page = await site.get("/images/later", query={"why": "none"})
     assert answer.status == 404
+
+
+@pytest.mark.security
+async def test_a_planted_config_is_shown_whatever_its_values_are(site: Site) -> None:
+    """A field without a value made the page a 500."""
+    site.descriptions.config = {
+        "Env": None,
+        "Cmd": [None],
+        "Labels": None,
+        "a": {"b": None},
+        "User": 7,
+        "x": True,
+    }
+    answer, _ = await site.get("/images/shell/git:v1")
+    assert answer.status == 200
 
 
 async def test_the_licence_column_is_there_where_a_licence_is_known(site: Site) -> None:
@@ -588,13 +636,31 @@ async def test_builds_that_are_not_public_have_no_reasons(history: BuildHistory)
 
 async def test_stored_images_are_listed(site: Site, history: BuildHistory) -> None:
     (request,) = requests_for("shell/git", (AMD64,))
-    build = Build.of(request, PIN)
+    build = Build.of(request, PIN, tag="v1")
     digest = Digest.of(b"manifest")
-    for event in (Started(), Evaluated(()), Stored(digest, 1)):
+    big, small = (
+        Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, size), digest, packages=())
+        for size in (1_200_000, 300_000)
+    )
+    for event in (
+        Started(),
+        Evaluated(()),
+        Grouped(2),
+        LayerPacked(big),
+        LayerReused(small),
+        Stored(digest, 1),
+    ):
         history.observe(build, event)
+    # A later request found the image in the storage, and packed nothing.
+    later = Build.of(request, PIN, tag="v1")
+    history.observe(later, Started())
+    history.observe(later, Reused(digest))
     _, page = await site.get("/images")
+    assert re.search(r'href="/images/shell/git:v1">shell/<wbr>git</a><span class="break of">:v1</span>', page)
+    assert '<td class="number">1.5 MB</td>' in page
     assert '<a href="/images/htop">htop</a>' in page
-    assert f"registry.example/shell/git@{digest}" in page
+    # Copied as a whole; the digest alone is in sight.
+    assert f'<span class="unseen">registry.example/shell/git@</span>{digest}</code>' in page
     _, page = await site.get("/images", query={"q": "shell/"})
     assert "/images/shell/git" in page
     assert "/images/htop" not in page

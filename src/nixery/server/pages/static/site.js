@@ -116,8 +116,17 @@ function compose(section) {
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
   const shell = $("shell"), button = $("build"), chosen = [];
   const lines = [...section.querySelectorAll("code[data-line]")].map((code) => [code, code.textContent]);
-  let options = [], active = -1, asked = 0, committing = false, timer, checks = 0;
+  let options = [], active = -1, asked = 0, committing = false, timer, checks = 0, digestTimer, digests = 0;
   const answers = new Map(), notes = element("ul", undefined, "notes");
+
+  // The address of the page keeps the composition, for the browser's "Back" and for links from other pages.
+  const given = input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
+  input.value = "";
+  function keep() {
+    const fields = { packages: [...chosen, ...typed()].join(" "), platform: platform.value, tag: tag.value === "latest" ? "" : tag.value, shell: shell.checked ? "1" : "" };
+    const query = new URLSearchParams(Object.entries(fields).filter(([, value]) => value));
+    history.replaceState(null, "", `${fields.packages ? `/?${query}` : "/"}${location.hash}`);
+  }
 
   input.removeAttribute("name");
   const hidden = element("input");
@@ -161,8 +170,31 @@ function compose(section) {
       chip.append(remove);
       return chip;
     }));
+    showDigest();
+    keep();
     input.placeholder = chosen.length ? "" : "git, jq, python3 …";
     notes.replaceChildren(...chosen.filter(problemOf).map(note));
+  }
+
+  // The line by digest, if the image was built already. Not for each letter: the server may have to read its storage.
+  function showDigest() {
+    const row = $("by-digest"), image = name(), at = tag.value || "latest", question = ++digests;
+    row.hidden = true;
+    clearTimeout(digestTimer);
+    if (typed().length || !/^[a-z0-9._/-]+$/.test(image) || chosen.some((package_) => answers.get(package_)?.exists === false)) return;
+    digestTimer = setTimeout(async () => {
+      try {
+        const response = await fetch(`/api/v1/digests/${image}:${encodeURIComponent(at)}`);
+        if (!response.ok) return;
+        const { digest } = await response.json();
+        if (!digest || question !== digests) return; // not built yet, or of an earlier name
+        const words = ["docker", "pull", `${section.dataset.host}/${image}@${digest}`].map(breakable);
+        row.querySelector("code").replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
+        row.hidden = false;
+      } catch {
+        // The page of the image has the digest.
+      }
+    }, 300);
   }
 
   // Why an image with a chosen package cannot be built; empty as far as the server knows.
@@ -209,7 +241,10 @@ function compose(section) {
   }
 
   function add(package_) {
-    if (package_ && !chosen.includes(package_)) chosen.push(package_);
+    // These have their meaning at the beginning of a name: they are fields here.
+    if (package_ === "shell") shell.checked = true;
+    else if ([...platform.options].some(({ value }) => value && value === package_)) platform.value = package_;
+    else if (package_ && !chosen.includes(package_)) chosen.push(package_);
     input.value = "";
     close();
     show();
@@ -271,11 +306,17 @@ function compose(section) {
     const title = element("b", found.name);
     title.append(element("span", found.version, "version"));
     if (found.attribute.toLowerCase() !== found.name) title.append(element("span", found.attribute, "attribute"));
-    const more = element("a", "details", "more");
-    more.href = packagePage(found.name, tag.value || "latest");
-    more.tabIndex = -1; // an option has no other contents for a screen reader
+    // For the mouse and for fingers: an option has no link in it. The chip of a chosen package links to the same page.
+    const more = element("span", "details", "more");
     more.setAttribute("aria-hidden", "true");
     more.addEventListener("mousedown", (event) => { event.preventDefault(); event.stopPropagation(); }); // keeps the list open
+    const open = (event) => {
+      const page = packagePage(found.name, tag.value || "latest");
+      if (event.button === 1 || event.ctrlKey || event.metaKey || event.shiftKey) window.open(page);
+      else if (event.button === 0) location.assign(page);
+    };
+    more.addEventListener("click", open);
+    more.addEventListener("auxclick", open);
     item.append(title, about(found), more);
     item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
     return item;
@@ -292,6 +333,7 @@ function compose(section) {
       return;
     }
     if (question !== asked) return; // the input has changed since
+    const selected = options[active]?.name; // since the last key, in the results of an earlier one
     options = answer.packages.filter((found) => !chosen.includes(found.name));
     list.replaceChildren(...options.map(suggestion));
     if (!options.length) list.append(element("li", "No package has a similar name.", "none"));
@@ -300,7 +342,8 @@ function compose(section) {
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     // Enter adds what was typed, so nothing else is selected before the user selects it.
-    select(options[0]?.name === text ? 0 : -1);
+    const still = selected === undefined ? -1 : options.findIndex((found) => found.name === selected);
+    select(still >= 0 ? still : options[0]?.name === text ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
   }
 
@@ -355,7 +398,9 @@ function compose(section) {
   for (const field of [platform, tag, shell]) field.addEventListener("input", show);
   tag.addEventListener("change", () => { answers.clear(); show(); check(); });
   button.addEventListener("click", () => build(name(), tag.value || "latest", button));
+  for (const package_ of given) if (!chosen.includes(package_)) chosen.push(package_);
   show();
+  check();
   search("", 0).catch(() => {}); // so that names are available when the user starts to type
 }
 
