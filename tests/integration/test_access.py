@@ -146,11 +146,15 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     anonymous = bearer(token(server, "repository:greeting:pull repository:hello:pull"))
     assert manifest(server, "greeting", anonymous, direct.digest).status == 200
     assert manifest(server, "hello", anonymous).status == 401
+    assert server.client.get("/v2/", anonymous).status == 200
     # A digest leads to an image only under a name that it has.
     private = manifest(server, "hello", basic("alice"))
     digest = private.headers["docker-content-digest"]
     for headers in ({}, anonymous, basic("bob")):
         assert manifest(server, "greeting", headers, digest).status in (401, 404)
+    for one in (digest, f"sha256:{'0' * 64}"):
+        referrers = server.client.get(f"/v2/greeting/referrers/{one}")
+        assert (referrers.status, referrers.json()["manifests"]) == (200, [])
     config = private.json()["config"]["digest"]
     stolen = server.client.get(f"/v2/greeting/blobs/{config}")
     assert (stolen.status, stolen.error["code"]) == (404, "BLOB_UNKNOWN")

@@ -125,9 +125,11 @@ class AccessControl:
         if path in _OPEN or path.startswith(_OPEN_PREFIX):
             return None
         if path in ("/v2", "/v2/"):
-            # Clients log in here. Who needs no login is asked to get a token without credentials, or pulls without one.
+            # Clients log in here. Who needs no login is asked to get a token without credentials, which is accepted
+            # like any other, or pulls without one.
             required = LoginRequired("send credentials to log in; images for everybody need none")
-            return error_response(required) if found.identity.is_anonymous else None
+            without = found.identity.is_anonymous and found.repositories is None
+            return error_response(required) if without else None
         if path.rstrip("/") == _CATALOG and self._credentials_show_more(request, found):
             return error_response(
                 LoginRequired("send credentials, or get a token without any, to list images")
