@@ -64,4 +64,4 @@ def test_every_kind_of_route_is_listed() -> None:
         "meta",
         "page",
     }
-    assert groups == set(re.findall(r"\{(package|build|image|file)\}", " ".join(paths)))
+    assert groups == set(re.findall(r"\{(package|build|image|file|digest)\}", " ".join(paths)))
