@@ -146,11 +146,15 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     anonymous = bearer(token(server, "repository:greeting:pull repository:hello:pull"))
     assert manifest(server, "greeting", anonymous, direct.digest).status == 200
     assert manifest(server, "hello", anonymous).status == 401
+    assert server.client.get("/v2/", anonymous).status == 200
     # A digest leads to an image only under a name that it has.
     private = manifest(server, "hello", basic("alice"))
     digest = private.headers["docker-content-digest"]
     for headers in ({}, anonymous, basic("bob")):
         assert manifest(server, "greeting", headers, digest).status in (401, 404)
+    for one in (digest, f"sha256:{'0' * 64}"):
+        referrers = server.client.get(f"/v2/greeting/referrers/{one}")
+        assert (referrers.status, referrers.json()["manifests"]) == (200, [])
     config = private.json()["config"]["digest"]
     stolen = server.client.get(f"/v2/greeting/blobs/{config}")
     assert (stolen.status, stolen.error["code"]) == (404, "BLOB_UNKNOWN")
@@ -205,7 +209,7 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert server.client.get(path, basic("bob")).status == 404
     assert server.client.get("/api/v1/images/hello").status == 401
     assert server.client.get("/api/v1/images/hello", basic("bob")).status == 200
-    assert server.client.get("/api/v1/digests/hello").status == 401
+    assert server.client.get("/api/v1/digests/hello").json()["digest"] is None
     digest = server.client.get("/api/v1/digests/hello", basic("bob"))
     assert digest.status == 200
     assert digest.json()["digest"].startswith("sha256:")
@@ -214,6 +218,10 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
     assert server.client.get("/metrics").status == 401
     assert server.client.get("/metrics", basic("alice")).status == 200
     assert server.client.get("/healthz").status == 200
+    # Each page says who is logged in; none is kept for somebody else.
+    for path in ("/", "/help", "/docs"):
+        assert b"Logged in as alice" in server.client.get(path, basic("alice")).body
+        assert b">Log in</a>" in server.client.get(path).body
 
 
 def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> None:

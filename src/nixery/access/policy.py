@@ -9,14 +9,21 @@ like what is not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nixery.access.identity import ANONYMOUS, Identity, Right
 from nixery.caching import LRUCache
-from nixery.errors import AccessDenied, LoginRequired, NixeryError, NotVisible, PackagesUnavailable
+from nixery.errors import (
+    AccessDenied,
+    LoginRequired,
+    NixeryError,
+    NotVisible,
+    PackagesUnavailable,
+    PlatformFailed,
+)
 from nixery.image.name import ImageRequest
 
 # Bytes of the decisions that are kept for one identity, and of identities whose rights are kept. Clients make names up.
@@ -34,6 +41,9 @@ _VERBS = {
 # Who a rule is for: a word, or a kind and a pattern.
 _WORDS = frozenset({"everyone", "anonymous", "authenticated"})
 _TERM = re.compile(r"(?P<kind>user|group|claim):(?P<rest>.+)", re.DOTALL)
+
+# A character that image names cannot have (`image.spelling`).
+_ESCAPE = re.compile(r"__([2-6][0-9a-f]|7[0-9a-e])", re.ASCII)
 
 
 def check_term(term: str) -> str:
@@ -61,7 +71,8 @@ class Rule:
     Attributes:
         who: checked by ``check_term``; one has to match.
         may: what is allowed; empty to forbid.
-        packages: patterns of components of image names, ``shell`` among them.
+        packages: patterns of components of image names, ``shell`` among them, or of the attributes that they select:
+            ``g++`` is ``g__2b__2b``.
         tags: patterns.
         platforms: patterns, such as ``linux/arm64``.
     """
@@ -172,7 +183,11 @@ class Access:
 
     def without_hidden(self, error: NixeryError) -> NixeryError:
         """Return an error without the near names that the identity may not pull."""
-        if self._rules is None or not isinstance(error, PackagesUnavailable):
+        if self._rules is None:
+            return error
+        if isinstance(error, PlatformFailed):
+            return PlatformFailed(error.platform, self.without_hidden(error.error))
+        if not isinstance(error, PackagesUnavailable):
             return error
         packages = (
             replace(
@@ -294,17 +309,35 @@ def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[R
     if first is None or right not in first.may:
         return False
     # `pkgs.curl` is `curl` by another path: what a rule forbids by name, it forbids under each path that ends so.
-    _, dot, end = name.partition(".")
-    while dot:
-        named = next((rule for rule in rules if applies(rule) and _names(rule.packages, end)), None)
+    for other in _other_names(name):
+        named = next((rule for rule in rules if applies(rule) and _names(rule.packages, other)), None)
         if named is not None and right not in named.may:
             return False
-        _, dot, end = end.partition(".")
     return True
 
 
+def _other_names(name: str) -> Iterator[str]:
+    """Yield the ends of an attribute path, and the names that ``image.spelling`` lets a component stand for."""
+    while True:
+        if name[:1].isdigit():
+            yield f"_{name}"
+        elif name[:2] in {"x_", "x-"}:
+            yield name[1:]
+        _, dot, name = name.partition(".")
+        if not dot:
+            return
+        yield name
+
+
+def _unescaped(component: str) -> tuple[str, ...]:
+    if "__" not in component:
+        return ()
+    return (_ESCAPE.sub(lambda match: chr(int(match[1], 16)), component),)
+
+
 def _matches_any(patterns: Sequence[str], name: str) -> bool:
-    return any(matches(pattern.lower(), name.lower()) for pattern in patterns)
+    names = [one.lower() for one in (name, *_unescaped(name))]
+    return any(matches(pattern.lower(), one) for pattern in patterns for one in names)
 
 
 def _names(patterns: Sequence[str], name: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -32,15 +34,45 @@ class Credentials:
     def colon_separated(self) -> str:
         return f"{self.user}:{self.password}"
 
+    @property
+    def encoded(self) -> str:
+        return base64.b64encode(self.colon_separated.encode()).decode()
+
+    @property
+    def authorization(self) -> str:
+        """The value of the header field."""
+        return f"Basic {self.encoded}"
+
+
+class Case(StrEnum):
+    """Credentials with which a pull fails."""
+
+    WRONG = "wrong password"
+    EXPIRED = "expired token"
+    FOREIGN = "token of another registry"
+    UNRELATED = "user without the right"
+    MISSING = "no credentials"
+
 
 class Commands(Protocol):
     """The commands of a client. Each returns ``None`` if the client has no such command.
 
     Most clients read the same files of credentials, which ``LoginClient`` writes; ``ctr`` has an option instead.
+
+    Attributes:
+        name: of the client.
+        shows: cases in which the client shows the server's message.
+        login_shows: whether its failed login does.
+        login_asks: whether its login asks the registry.
+        asks_first: whether it asks ``/v2/`` for the way to log in before each pull.
     """
 
     name: ClassVar[str]
     shell: Shell
+    shows: ClassVar[AbstractSet[Case]]
+    login_shows: ClassVar[bool]
+    login_asks: ClassVar[bool]
+    asks_first: ClassVar[bool]
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]: ...
 
@@ -58,6 +90,10 @@ class DockerCommands:
     shell: Shell
     command: tuple[str, ...]
     name: ClassVar[str] = "docker"
+    shows: ClassVar[AbstractSet[Case]] = frozenset(Case) - {Case.MISSING}
+    login_shows: ClassVar[bool] = True
+    login_asks: ClassVar[bool] = True
+    asks_first: ClassVar[bool] = True
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         return (*self.command, "pull", reference)
@@ -79,6 +115,10 @@ class ContainerdCommands:
     shell: Shell
     command: tuple[str, ...]
     name: ClassVar[str] = "ctr"
+    shows: ClassVar[AbstractSet[Case]] = frozenset()
+    login_shows: ClassVar[bool] = False
+    login_asks: ClassVar[bool] = False
+    asks_first: ClassVar[bool] = False
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         user = () if credentials is None else ("--user", credentials.colon_separated)
@@ -102,9 +142,15 @@ class PodmanCommands:
     shell: Shell
     command: tuple[str, ...]
     name: ClassVar[str] = "podman"
+    shows: ClassVar[AbstractSet[Case]] = frozenset(Case)
+    login_shows: ClassVar[bool] = False
+    login_asks: ClassVar[bool] = True
+    asks_first: ClassVar[bool] = True
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
-        return (*self.command, "pull", "--tls-verify=false", reference)
+        # buildah asks the registry for no image that it has, unless it is told to.
+        always = () if self.name == "podman" else ("--policy=always",)
+        return (*self.command, "pull", "--tls-verify=false", *always, reference)
 
     def login(self, host: str, credentials: Credentials) -> Sequence[str] | None:
         given = ("-u", credentials.user, "-p", credentials.password)
@@ -130,6 +176,10 @@ class SkopeoCommands:
 
     shell: Shell
     name: ClassVar[str] = "skopeo"
+    shows: ClassVar[AbstractSet[Case]] = frozenset(Case)
+    login_shows: ClassVar[bool] = False
+    login_asks: ClassVar[bool] = True
+    asks_first: ClassVar[bool] = True
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         options = ("copy", "--src-tls-verify=false", "--override-os=linux")
@@ -152,6 +202,10 @@ class CraneCommands:
 
     shell: Shell
     name: ClassVar[str] = "crane"
+    shows: ClassVar[AbstractSet[Case]] = frozenset(Case)
+    login_shows: ClassVar[bool] = False
+    login_asks: ClassVar[bool] = False
+    asks_first: ClassVar[bool] = True
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         return (str(CRANE), "pull", "--format=oci", reference, str(copy))
@@ -172,6 +226,13 @@ class OrasCommands:
 
     shell: Shell
     name: ClassVar[str] = "oras"
+    shows: ClassVar[AbstractSet[Case]] = frozenset(Case) - {Case.UNRELATED}
+    login_shows: ClassVar[bool] = True
+    login_asks: ClassVar[bool] = True
+    asks_first: ClassVar[bool] = False
+
+    def versions(self) -> Mapping[str, str]:
+        return {"oras": self.shell.ask(str(ORAS), "version").split()[1]}
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         options = ("copy", "--no-tty", "--from-plain-http", "--to-oci-layout")
@@ -193,6 +254,13 @@ class RegctlCommands:
 
     shell: Shell
     name: ClassVar[str] = "regctl"
+    shows: ClassVar[AbstractSet[Case]] = frozenset({Case.UNRELATED})
+    login_shows: ClassVar[bool] = False
+    login_asks: ClassVar[bool] = True
+    asks_first: ClassVar[bool] = False
+
+    def versions(self) -> Mapping[str, str]:
+        return {"regctl": self.shell.ask(str(REGCTL), "version", "--format", "{{.VCSTag}}")}
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]:  # noqa: ARG002
         return self._at(reference.partition("/")[0], "image", "copy", reference, f"ocidir://{copy}:image")
@@ -209,6 +277,9 @@ class RegctlCommands:
 
     def _at(self, host: str, *arguments: str) -> Sequence[str]:
         return (str(REGCTL), "--host", f"reg={host},tls=disabled", *arguments)
+
+
+COMPILED: dict[str, type[OrasCommands | RegctlCommands]] = {"oras": OrasCommands, "regctl": RegctlCommands}
 
 
 def commands_of(client: Client) -> Commands:
@@ -235,45 +306,47 @@ class LoginClient:
 
     Args:
         commands: of the client.
+        versions: of its programs.
         host: the registry, ``host:port``.
     """
 
-    def __init__(self, commands: Commands, host: str) -> None:
+    def __init__(self, commands: Commands, versions: Mapping[str, str], host: str) -> None:
+        self.commands = commands
         self.name = commands.name
-        self._commands = commands
+        self.versions = versions
         self._host = host
         self._calls = 0
 
     def login(self, credentials: Credentials) -> Outcome | None:
         """Log in, with a file of credentials that is empty before; ``None`` if the client has no login."""
-        command = self._commands.login(self._host, credentials)
+        command = self.commands.login(self._host, credentials)
         return None if command is None else self._call(command, None, COMMAND)
 
     def pull(self, name: str, credentials: Credentials | None) -> Outcome:
         """Pull an image with stored credentials, as after a login that was right at its time."""
-        copy = self._commands.shell.directory / f"copy-{self._calls}"
-        command = self._commands.pull(f"{self._host}/{name}", copy, credentials)
+        copy = self.commands.shell.directory / f"copy-{self._calls}"
+        command = self.commands.pull(f"{self._host}/{name}", copy, credentials)
         return self._call(command, credentials, PULL)
 
     def tags(self, name: str, credentials: Credentials | None) -> Outcome | None:
         """List the tags of an image; ``None`` if the client cannot."""
-        command = self._commands.tags(f"{self._host}/{name}")
+        command = self.commands.tags(f"{self._host}/{name}")
         return None if command is None else self._call(command, credentials, COMMAND)
 
     def catalog(self, credentials: Credentials | None) -> Outcome | None:
         """List the images of the registry; ``None`` if the client cannot."""
-        command = self._commands.catalog(self._host)
+        command = self.commands.catalog(self._host)
         return None if command is None else self._call(command, credentials, COMMAND)
 
     def _call(self, command: Sequence[str], credentials: Credentials | None, seconds: float) -> Outcome:
         self._calls += 1
-        directory = self._commands.shell.directory / f"credentials-{self._calls}"
+        directory = self.commands.shell.directory / f"credentials-{self._calls}"
         directory.mkdir()
-        auths = {}
-        if credentials is not None:
-            encoded = base64.b64encode(credentials.colon_separated.encode()).decode()
-            auths = {self._host: {"auth": encoded}}
+        auths = {} if credentials is None else {self._host: {"auth": credentials.encoded}}
         file = directory / "config.json"
         file.write_text(json.dumps({"auths": auths}))
-        where = (f"DOCKER_CONFIG={directory}", f"REGISTRY_AUTH_FILE={file}")
-        return self._commands.shell.call(("env", *where, *command), seconds)
+        where = (
+            *(f"DOCKER_CONFIG={directory}", f"REGISTRY_AUTH_FILE={file}"),
+            f"REGCTL_CONFIG={directory / 'regctl.json'}",
+        )
+        return self.commands.shell.call(("env", *where, *command), seconds)
