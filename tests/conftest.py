@@ -12,6 +12,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--registry", metavar="HOST:PORT", help="test this registry instead of nixery")
     group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image of that registry")
+    group.addoption(
+        "--access",
+        choices=("none", "everyone", "user"),
+        default="none",
+        help="test nixery without access rules, with rules that allow everyone everything, or as a user",
+    )
     storage = parser.getgroup("storage")
     storage.addoption(
         "--buckets",

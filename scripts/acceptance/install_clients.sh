@@ -2,7 +2,8 @@
 # Install the registry clients for `make acceptance` from Debian, and list them.
 #
 #   docker, ctr, podman, buildah, skopeo (with umoci and runc)   required
-#   crane                                                        where Go is installed: Debian has no package
+#   crane, oras, regctl                                          where Go is installed: Debian has no packages
+#   conformance                                                  likewise: the official suite, which is no client
 #
 # Writes var/acceptance/clients: a line for each client, "NAME" or "NAME: why it is not tried".
 set -euo pipefail
@@ -10,9 +11,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # Debian's versions fit each other; /usr/local may have another docker. Programs in sbin are not on an ordinary user's PATH.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
-crane=github.com/google/go-containerregistry/cmd/crane@v0.20.3
-# Seconds to compile crane.
-crane_limit=300
+declare -A modules=(
+    [crane]=github.com/google/go-containerregistry/cmd/crane@v0.20.3
+    [oras]=oras.land/oras/cmd/oras@v1.3.4
+    [regctl]=github.com/regclient/regclient/cmd/regctl@v0.11.7
+    [conformance]=github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111
+)
+# Seconds to compile one of them.
+compile_limit=300
 policy=/usr/sbin/policy-rc.d
 log=var/acceptance/log
 
@@ -72,18 +78,18 @@ ensure_clients() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Print the line of crane.
-ensure_crane() {
-    local bin=$PWD/var/acceptance/bin
-    if [ "$(cat "$bin/crane.version" 2>/dev/null)" = "$crane" ] && [ -x "$bin/crane" ]; then
-        echo crane
+# Compile a program; print its line.
+ensure_compiled() {
+    local name=$1 module=${modules[$1]} bin=$PWD/var/acceptance/bin
+    if [ "$(cat "$bin/$name.version" 2>/dev/null)" = "$module" ] && [ -x "$bin/$name" ]; then
+        echo "$name"
     elif ! command -v go >/dev/null; then
-        echo 'crane: no Go toolchain to compile it with'
-    elif GOBIN=$bin timeout "$crane_limit" go install "$crane" >"$log/crane.log" 2>&1 </dev/null; then
-        echo "$crane" >"$bin/crane.version"
-        echo crane
+        echo "$name: no Go toolchain to compile it with"
+    elif GOBIN=$bin timeout "$compile_limit" go install "$module" >"$log/$name.log" 2>&1 </dev/null; then
+        echo "$module" >"$bin/$name.version"
+        echo "$name"
     else
-        echo "crane: $(go env GOVERSION) did not compile it: $(tail -n 1 "$log/crane.log")"
+        echo "$name: $(go env GOVERSION) did not compile it: $(tail -n 1 "$log/$name.log")"
     fi
 }
 
@@ -92,7 +98,11 @@ mkdir -p "$log" var/acceptance/bin
 ensure_clients
 {
     printf '%s\n' docker ctr podman buildah skopeo
-    ensure_crane
+    for name in crane oras regctl; do
+        ensure_compiled "$name"
+    done
 } >var/acceptance/clients
+suite=$(ensure_compiled conformance)
+[ "$suite" = conformance ] || say "without the official conformance suite: $suite"
 say "to try: $(grep -v : var/acceptance/clients | paste -sd ' ')"
 ! grep : var/acceptance/clients || say 'the line above is in the report, too'

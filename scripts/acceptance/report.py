@@ -25,8 +25,29 @@ TESTS = {
     "test_failed_build": "failed build",
 }
 
+# The same, of access rules and credentials.
+ACCESS_TESTS = {
+    "test_pull_without_credentials": "pull what everyone may",
+    "test_login": "log in",
+    "test_pull_with_a_password": "pull with a password",
+    "test_pull_with_an_api_token": "pull with an API token",
+    "test_wrong_password": "wrong password",
+    "test_expired_token": "expired token",
+    "test_token_of_another_registry": "token of another registry",
+    "test_user_without_the_right": "user without the right",
+    "test_no_credentials": "no credentials",
+    "test_list_of_tags": "list tags",
+    "test_list_of_images": "list images",
+}
+
 # Tests of the messages that users read.
-_MESSAGES = ("test_missing_package", "test_failed_build")
+_MESSAGES = (
+    "test_missing_package",
+    "test_failed_build",
+    "test_wrong_password",
+    "test_user_without_the_right",
+    "test_no_credentials",
+)
 
 
 @dataclass
@@ -96,29 +117,42 @@ def release() -> str:
 
 def markdown(report: Report) -> Iterator[str]:
     """Render the tables, line by line."""
-    names = list(report.clients)
+    yield from _results(report, TESTS)
+    for name, reason in report.not_tried.items():
+        yield f"\nNot tried: {name} ({reason})."
+    if any(test in client.results for client in report.clients.values() for test in ACCESS_TESTS):
+        yield "\nWith access rules:\n"
+        yield from _results(report, ACCESS_TESTS)
+    for test in _MESSAGES:
+        messages = {
+            name: client.results[test].message
+            for name, client in report.clients.items()
+            if test in client.results and client.results[test].message
+        }
+        if not messages:
+            continue
+        yield f"\nMessage, {(TESTS | ACCESS_TESTS)[test]}:\n"
+        for name, message in messages.items():
+            yield f"- {name}:\n\n" + "\n".join(f"        {line}" for line in message.splitlines()) + "\n"
+
+
+def _results(report: Report, tests: Mapping[str, str]) -> Iterator[str]:
+    """Render one table, of the clients that have results in it."""
+    clients = {
+        name: client
+        for name, client in report.clients.items()
+        if not client.results or any(test in client.results for test in tests)
+    }
     yield from _table(
-        ["", *names],
+        ["", *clients],
         [
-            ["versions", *(_versions(report.clients[name].versions) for name in names)],
+            ["versions", *(_versions(client.versions) for client in clients.values())],
             *(
-                [title, *(_cell(report.clients[name].results.get(test)) for name in names)]
-                for test, title in TESTS.items()
+                [title, *(_cell(client.results.get(test)) for client in clients.values())]
+                for test, title in tests.items()
             ),
         ],
     )
-    for name, reason in report.not_tried.items():
-        yield f"\nNot tried: {name} ({reason})."
-    for test in _MESSAGES:
-        yield f"\nMessage, {TESTS[test]}:\n"
-        for name in names:
-            result = report.clients[name].results.get(test)
-            if result is not None and result.message:
-                yield (
-                    f"- {name}:\n\n"
-                    + "\n".join(f"        {line}" for line in result.message.splitlines())
-                    + "\n"
-                )
 
 
 def _versions(versions: Mapping[str, str]) -> str:

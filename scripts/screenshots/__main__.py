@@ -86,6 +86,10 @@ def _take(server: Peer, browser: Browser) -> None:
     expect(page.get_by_role("log")).to_contain_text("unpacking /usr/bin/git")
     page.wait_for_timeout(1500)
     _save(page, "build")
+    build = page.url.removeprefix(f"http://{server.address}")
+    page = _open(server, browser, build, width=390, dark=True)
+    expect(page.locator("#building")).to_contain_text("Building git-")
+    _save(page, "build-narrow-dark")
 
     _pull(server, _IMAGE)
     page = _open(server, browser, f"/images/{_IMAGE}")
@@ -93,12 +97,15 @@ def _take(server: Peer, browser: Browser) -> None:
         "heading => heading.scrollIntoView()"
     )
     _save(page, "image-layers")
+    page.get_by_role("list", name="Layers by size").get_by_role("link").first.click()
+    _save(page, "image-layer")
     _save(_open(server, browser, f"/images/{_IMAGE}", dark=True), "image-dark")
 
     page = _open(server, browser, "/")
     page.get_by_role("region", name="Recent failures").get_by_role("link", name=_FAILING).click()
     page.wait_for_url("**/builds/*")
     _save(page, "failure")
+    _save(_open(server, browser, page.url, dark=True), "failure-dark")
 
     _pull(server, _MISSPELT)
     _save(_open(server, browser, "/builds"), "builds")

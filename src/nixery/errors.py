@@ -14,7 +14,11 @@
     │   ├── PackageUnknown            the package set has no such package
     │   ├── PackagesUnavailable       missing, broken, unfree, ...: names them all
     │   ├── ClosureTooLarge           names the largest store paths
-    │   └── UnsafeContents            names the file of a package
+    │   ├── UnsafeContents            names the file of a package
+    │   ├── LoginRequired             no credentials, or a token for something else
+    │   ├── AccessDenied              the rules do not allow it, and the client may know
+    │   ├── NotVisible                likewise, and it may not
+    │   └── BuildNotAllowed           not stored, and the client may not have it built
     ├── BuildError                    the request is valid; making the image failed
     │   ├── PackageSetError           the maintainers of the package set
     │   │   ├── EvaluationFailed
@@ -36,9 +40,11 @@
     ├── OperatorError                 the operator of this process
     │   ├── SettingsError             every problem of the environment at once
     │   ├── PushFailed                another registry does not accept the image
+    │   ├── ApiTokenRefused           a token that cannot be created
     │   └── InternalError             a bug; the log has the traceback
     └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
+        │   └── TooManyFailedLogins
         ├── QuotaExceeded             likewise, and which limit of the access file
         ├── IssuerUnreachable         an OpenID Connect issuer does not answer
         └── ShuttingDown
@@ -439,14 +445,14 @@ class InternalError(OperatorError):
         super().__init__(f"internal error; the server's log has the details{of}")
 
 
-class LoginRequired(NixeryError):
+class LoginRequired(RequestError):
     """The request has no credentials, wrong ones, or a token for other images."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"authentication required: {reason}")
 
 
-class AccessDenied(NixeryError):
+class AccessDenied(RequestError):
     """The rules of the registry do not allow what somebody asks for, and they may know that.
 
     Args:
@@ -458,7 +464,7 @@ class AccessDenied(NixeryError):
         super().__init__(f"{who} may not {what}: no rule of this registry allows it; ask who runs it")
 
 
-class NotVisible(NixeryError):
+class NotVisible(RequestError):
     """Something does not exist, or somebody may not know that it does.
 
     Args:
@@ -470,7 +476,7 @@ class NotVisible(NixeryError):
         super().__init__(f"there is no {what} that {who} may use here; ask who runs this registry")
 
 
-class BuildNotAllowed(NixeryError):
+class BuildNotAllowed(RequestError):
     """An image is not stored, and who asks for it may not have it built."""
 
     def __init__(self, name: str) -> None:

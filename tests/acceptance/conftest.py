@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.acceptance.report import TESTS, ClientReport, Report, Result, message_of, release
+from scripts.acceptance.report import ACCESS_TESTS, TESTS, ClientReport, Report, Result, message_of, release
 from tests.acceptance.clients.buildah import Buildah, running_buildah
 from tests.acceptance.clients.client import Client
 from tests.acceptance.clients.containerd import Containerd, running_containerd
 from tests.acceptance.clients.crane import Crane, running_crane
 from tests.acceptance.clients.docker import Docker, running_docker
+from tests.acceptance.clients.logins import COMPILED
 from tests.acceptance.clients.podman import Podman, running_podman
 from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
+from tests.acceptance.registry_with_access import Registry, running_registry
 from tests.support.file_systems import short_lived_directory
 from tests.support.nix import nix_environment
 from tests.support.object_stores import STORES, ObjectStore
@@ -25,13 +27,17 @@ from tests.support.server import HOST, Server, running_server
 
 PACKAGE_SET = Path(__file__).parent / "packageset"
 
-_CLIENTS = "test_clients.py::"
+# The modules whose tests have a row in the report.
+_CLIENTS = ("test_clients.py::", "test_access.py::")
 
 # The bucket server that a module needs. Official Node comes from npm, as does the server for Azure.
 _NEEDED = {"test_minio.py": "minio", "test_azurite.py": "azure", "test_node.py": "azure"}
 
 # The results of set-up, and the directory of the report.
 DIRECTORY = Path(__file__).parents[2] / "var" / "acceptance"
+
+# The official suite of the distribution specification.
+CONFORMANCE = DIRECTORY / "bin" / "conformance"
 
 RUNNING: dict[str, Callable[[Path, int], AbstractContextManager[Client]]] = {
     "docker": running_docker,
@@ -55,6 +61,11 @@ def _listed() -> dict[str, str]:
     except FileNotFoundError:
         raise pytest.UsageError("the clients are not installed: run make acceptance") from None
     return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
+
+
+def _clients() -> list[str]:
+    """The clients that set-up could install."""
+    return [name for name, reason in _listed().items() if not reason]
 
 
 def _installed(file: str, what: str) -> set[str]:
@@ -84,6 +95,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Deselect tests of a server that set-up reported as missing."""
     if collection_path.name == "test_dex.py":
         return None if "dex" in _issuers() else True
+    if collection_path.name == "test_conformance.py":
+        return None if CONFORMANCE.exists() else True
     needed = _NEEDED.get(collection_path.name)
     return True if needed is not None and needed not in _stores() else None
 
@@ -100,10 +113,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "builder" in metafunc.fixturenames:
         metafunc.parametrize("builder", _builders(), indirect=True, scope="module")
     if "client" in metafunc.fixturenames:
-        there = [name for name, reason in _listed().items() if not reason]
+        there = [name for name in _clients() if name in RUNNING]
         if metafunc.function.__name__ == "test_mirror":
             there = [name for name in there if name not in WITHOUT_MIRRORS]
         metafunc.parametrize("client", there, indirect=True, scope="session")
+    if "login_client" in metafunc.fixturenames:
+        metafunc.parametrize("login_client", _clients(), indirect=True, scope="session")
 
 
 def server_with_debian(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
@@ -175,6 +190,13 @@ def notes(client: Client, request: pytest.FixtureRequest) -> Notes:
 
 
 @pytest.fixture(scope="session")
+def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    # A user for each client: the failed logins of one delay those of no other.
+    with running_registry(tmp_path_factory.mktemp("access"), [*RUNNING, *COMPILED]) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def registry(server: Server) -> str:
     return f"{HOST}:{server.port}"
 
@@ -190,10 +212,12 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # The report has rows for clients alone.
-        if _CLIENTS not in report.nodeid or (report.when != "call" and not report.failed):
+        if not any(module in report.nodeid for module in _CLIENTS):
             return
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
-        assert test in TESTS, f"scripts/acceptance/report.py has no row for {test}"
+        if parameter.removesuffix("]") not in _clients() or (report.when != "call" and not report.failed):
+            return
+        assert test in TESTS | ACCESS_TESTS, f"scripts/acceptance/report.py has no row for {test}"
         client = self.report.clients.setdefault(parameter.removesuffix("]"), ClientReport())
         properties = dict(report.user_properties)
         if isinstance(versions := properties.get("versions"), dict):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import bcrypt
 import pytest
 
 from tests.conformance.specification import Sentence
@@ -12,6 +16,8 @@ from tests.support.client import RegistryClient
 from tests.support.nix import nix_environment
 from tests.support.repository import Repository
 from tests.support.server import running_server
+
+_USER, _PASSWORD = "alice", "correct horse"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,5 +47,21 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for version in TAGS:
         repository.git("tag", version)
     settings = {"NIXERY_PKGS_REPO": repository.url, **nix_environment(directory)}
+    access: str = request.config.getoption("--access")
+    if access != "none":
+        settings["NIXERY_ACCESS"] = str(_access_file(directory, access))
+    authorization = None
+    if access == "user":
+        authorization = f"Basic {base64.b64encode(f'{_USER}:{_PASSWORD}'.encode()).decode()}"
     with running_server(directory, settings) as server:
-        yield Subject(server.client, name, tag)
+        yield Subject(replace(server.client, authorization=authorization), name, tag)
+
+
+def _access_file(directory: Path, access: str) -> Path:
+    """Write rules that allow everyone or one user everything."""
+    who = "everyone" if access == "everyone" else f"user:{_USER}"
+    hashed = bcrypt.hashpw(_PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    (directory / "htpasswd").write_text(f"{_USER}:{hashed}\n")
+    file = directory / "access.toml"
+    file.write_text(f'htpasswd = "htpasswd"\n[[rule]]\nwho = ["{who}"]\nmay = ["pull", "build"]\n')
+    return file

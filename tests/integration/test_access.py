@@ -107,12 +107,16 @@ def test_a_login_with_the_token_service(start_server: StartServer, access: Path)
     # The token is for one image, and only for pulling it.
     other = manifest(server, "shell/hello", bearer(issued))
     assert other.status == 401
-    assert 'error="invalid_token"' in other.headers["www-authenticate"]
-    assert server.client.get("/v2/_catalog", bearer(issued)).status == 401
-    assert server.client.get("/v2/token?service=nixery", bearer(issued)).status == 401
     assert (
-        manifest(server, "hello", {"Authorization": f"Bearer {issued['token'][:-8]}AAAAAAAA"}).status == 401
+        'scope="repository:shell/hello:pull",error="insufficient_scope"' in other.headers["www-authenticate"]
     )
+    catalog = server.client.get("/v2/_catalog", bearer(issued))
+    assert catalog.status == 401
+    assert 'scope="registry:catalog:*",error="insufficient_scope"' in catalog.headers["www-authenticate"]
+    assert server.client.get("/v2/token?service=nixery", bearer(issued)).status == 401
+    forged = manifest(server, "hello", {"Authorization": f"Bearer {issued['token'][:-8]}AAAAAAAA"})
+    assert forged.status == 401
+    assert 'error="invalid_token"' in forged.headers["www-authenticate"]
 
 
 def test_who_may_pull_may_not_have_built(start_server: StartServer, access: Path) -> None:
@@ -120,6 +124,9 @@ def test_who_may_pull_may_not_have_built(start_server: StartServer, access: Path
     cold = manifest(server, "hello", basic("bob"))
     assert (cold.status, cold.error["code"]) == (404, "MANIFEST_UNKNOWN")
     assert "was not built yet" in cold.error["message"]
+    assert (
+        manifest(server, "shell", basic("bob")).error["message"].startswith("image shell was not built yet")
+    )
     assert manifest(server, "hello", basic("alice")).status == 200
     warm = manifest(server, "hello", basic("bob"))
     assert warm.status == 200
@@ -139,11 +146,15 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     anonymous = bearer(token(server, "repository:greeting:pull repository:hello:pull"))
     assert manifest(server, "greeting", anonymous, direct.digest).status == 200
     assert manifest(server, "hello", anonymous).status == 401
+    assert server.client.get("/v2/", anonymous).status == 200
     # A digest leads to an image only under a name that it has.
     private = manifest(server, "hello", basic("alice"))
     digest = private.headers["docker-content-digest"]
     for headers in ({}, anonymous, basic("bob")):
         assert manifest(server, "greeting", headers, digest).status in (401, 404)
+    for one in (digest, f"sha256:{'0' * 64}"):
+        referrers = server.client.get(f"/v2/greeting/referrers/{one}")
+        assert (referrers.status, referrers.json()["manifests"]) == (200, [])
     config = private.json()["config"]["digest"]
     stolen = server.client.get(f"/v2/greeting/blobs/{config}")
     assert (stolen.status, stolen.error["code"]) == (404, "BLOB_UNKNOWN")
@@ -170,9 +181,14 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
     server = start_server(NIXERY_ACCESS=str(access))
     for name in ("hello", "greeting"):
         assert manifest(server, name, basic("alice")).status == 200
+    # oras and regctl send credentials if they are challenged, and others may see more than everyone.
+    challenge = server.client.get("/v2/_catalog")
+    assert challenge.status == 401
+    assert challenge.headers["www-authenticate"].endswith(',scope="registry:catalog:*"')
+    anonymous = bearer(token(server, "registry:catalog:*"))
     names = {
         user: server.client.get("/v2/_catalog", headers).json()["repositories"]
-        for user, headers in {"alice": basic("alice"), "bob": basic("bob"), "": {}}.items()
+        for user, headers in {"alice": basic("alice"), "bob": basic("bob"), "": anonymous}.items()
     }
     assert names == {"alice": ["greeting", "hello"], "bob": ["greeting", "hello"], "": ["greeting"]}
     assert server.client.get("/v2/greeting/tags/list").json()["tags"] == ["latest"]
@@ -193,11 +209,19 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert server.client.get(path, basic("bob")).status == 404
     assert server.client.get("/api/v1/images/hello").status == 401
     assert server.client.get("/api/v1/images/hello", basic("bob")).status == 200
+    assert server.client.get("/api/v1/digests/hello").json()["digest"] is None
+    digest = server.client.get("/api/v1/digests/hello", basic("bob"))
+    assert digest.status == 200
+    assert digest.json()["digest"].startswith("sha256:")
     assert server.client.get("/images/hello", {"Accept": "text/html"}).status == 401
     assert "hello" not in server.client.get("/images").body.decode().replace("hello-", "")
     assert server.client.get("/metrics").status == 401
     assert server.client.get("/metrics", basic("alice")).status == 200
     assert server.client.get("/healthz").status == 200
+    # Each page says who is logged in; none is kept for somebody else.
+    for path in ("/", "/help", "/docs"):
+        assert b"Logged in as alice" in server.client.get(path, basic("alice")).body
+        assert b">Log in</a>" in server.client.get(path).body
 
 
 def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> None:
@@ -207,7 +231,7 @@ def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> No
     deadline = time.monotonic() + 60
     while "the access file has a mistake" not in server.log and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "rule 1, who 1: 'nobody' is nobody" in server.log
+    assert "rule 1, who 1: 'nobody' matches no identity" in server.log
     assert manifest(server, "greeting", {}).status == 200
     access.write_text(RULES.replace('["greeting"]', '["nothing"]'))
     while manifest(server, "greeting", {}).status == 200 and time.monotonic() < deadline:
@@ -225,7 +249,11 @@ def test_a_wrong_file_is_a_line_at_the_start_for_each_mistake(
     with pytest.raises(AssertionError) as failure:
         start_server(NIXERY_ACCESS=str(tmp_path / "access.toml"))
     text = str(failure.value)
-    for line in ("htpaswd: Extra inputs", "rule 1, may 1: Input should be 'pull'", "rule 2, who: "):
+    for line in (
+        "htpaswd: there is no such key; did you mean htpasswd?",
+        "rule 1, may 1: should be 'pull'",
+        "rule 2, who: the list is empty",
+    ):
         assert line in text, text
 
 

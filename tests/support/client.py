@@ -57,6 +57,7 @@ class RegistryClient:
         source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is a different
             client.
         context: for TLS; ``None`` for a server without.
+        authorization: header field of every request that has none; ``None`` for no credentials.
     """
 
     host: str
@@ -64,6 +65,7 @@ class RegistryClient:
     timeout: float = 60
     source: str | None = None
     context: ssl.SSLContext | None = None
+    authorization: str | None = None
 
     def connect(self) -> http.client.HTTPConnection:
         source = (self.source, 0) if self.source else None
@@ -75,8 +77,9 @@ class RegistryClient:
 
     def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
         connection = self.connect()
+        always = {} if self.authorization is None else {"Authorization": self.authorization}
         try:
-            connection.request(method, path, headers=dict(headers or {}))
+            connection.request(method, path, headers={**always, **(headers or {})})
             response = connection.getresponse()
             body = response.read()
             return Response(

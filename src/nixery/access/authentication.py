@@ -37,8 +37,8 @@ _LONGEST = LONGEST_TOKEN + 1024
 
 API_TOKEN_PREFIX = "nixery_"  # noqa: S105 -- marks a token, and is none
 
-# Between the parts of a signed token (RFC 7515).
-_DOTS = 2
+# Dots between the parts of a signed token, which begins with a JSON object in base64url (RFC 7515).
+_DOTS, _JSON = 2, "eyJ"
 
 _REFUSED = "the user name or the password is wrong"
 
@@ -195,7 +195,8 @@ class Authenticator:
             return Authenticated(grants.identity, grants.repositories, grants.catalog), left
         if self._verifiers.oidc is None:
             raise CredentialsRefused("the token is of no kind that this registry knows")
-        return Authenticated(await self._verifiers.oidc.verify(token)), _REMEMBERED
+        # They remember tokens until these expire.
+        return Authenticated(await self._verifiers.oidc.verify(token)), 0.0
 
     async def authenticate_password(self, user: str, password: str, client: Client) -> Authenticated:
         """Check a name and a password, which may be a token.
@@ -215,7 +216,7 @@ class Authenticator:
             raise CredentialsRefused(_REFUSED)
         # A wrong token is not slowed down: nobody guesses one.
         if password.startswith(API_TOKEN_PREFIX) or (
-            self._verifiers.oidc is not None and password.count(".") == _DOTS
+            self._verifiers.oidc is not None and password.startswith(_JSON) and password.count(".") == _DOTS
         ):
             return await self._by_token(password)
         self._verifiers.failed_logins.admit(client.name, user)

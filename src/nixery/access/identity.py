@@ -87,11 +87,7 @@ ANONYMOUS = Identity(Kind.ANONYMOUS, "")
 
 
 class CredentialsRefused(Exception):
-    """Credentials are wrong, expired or of an unknown kind.
-
-    Args:
-        reason: for the client: says nothing about whether a user exists.
-    """
+    """Credentials are wrong, expired or of an unknown kind. The message is for the client: it tells no users' names."""
 
 
 def is_text(text: str) -> bool:

@@ -68,32 +68,41 @@ class AccessRules:
         self._api_tokens = ApiTokens(records)
         self._failed_logins = FailedLogins()
         self._passwords: Htpasswd | None = None
+        # Of the passwords that were checked last.
+        self._version = 0
         self.current = self._made(file)
 
     async def watch(self) -> None:
         """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
         while True:
             await asyncio.sleep(_INTERVAL)
-            if self._passwords is not None:
-                version = self._passwords.version
-                await self._passwords.refresh()
-                if self._passwords.version != version:
-                    self.current.authenticator.forget()
+            await self._refresh_passwords()
             stamp = await asyncio.to_thread(_stamp, self._path)
             if stamp != self._stamp:
                 self._stamp = stamp
                 await self._reload()
 
+    async def _refresh_passwords(self) -> None:
+        if self._passwords is None:
+            return
+        await self._passwords.refresh()
+        # A login may have read the file again before.
+        if self._passwords.version != self._version:
+            self._version = self._passwords.version
+            self.current.authenticator.forget()
+
     async def close(self) -> None:
         """Release connections and threads."""
         await self._api_tokens.close()
-        await self._close(self.current, self._passwords)
+        await self.current.oidc.close()
+        if self._passwords is not None:
+            await self._passwords.close()
 
     async def _reload(self) -> None:
-        before, passwords = self.current, self._passwords
+        passwords = self._passwords
         try:
             file = await asyncio.to_thread(read_access_file, self._path)
-            self.current = self._made(file)
+            self.current = self._made(file, self.current.oidc)
         except SettingsError as error:
             self._passwords = passwords
             _log.error(
@@ -102,12 +111,13 @@ class AccessRules:
             )
             return
         self.tokens.lifetime = file.tokens.lifetime
-        await self._close(before, passwords)
+        if passwords is not None:
+            await passwords.close()
         _log.info("loaded the access file", rules=len(file.rule), quotas=len(file.quota))
 
-    def _made(self, file: AccessFile) -> Rules:
+    def _made(self, file: AccessFile, before: OidcIssuers | None = None) -> Rules:
         passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
-        oidc = OidcIssuers(file.oidc)
+        oidc = OidcIssuers(file.oidc, before=before)
         verifiers = Verifiers(
             self.tokens,
             self._api_tokens,
@@ -118,14 +128,9 @@ class AccessRules:
             file.proxy,
         )
         self._passwords = passwords
+        self._version = passwords.version if passwords is not None else 0
         self._quotas.replace(file.quota)
         return Rules(file.policy, Authenticator(verifiers), oidc)
-
-    @staticmethod
-    async def _close(rules: Rules, passwords: Htpasswd | None) -> None:
-        await rules.oidc.close()
-        if passwords is not None:
-            await passwords.close()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -30,6 +30,10 @@ from nixery.plain_text import escaped, shortened
 # Characters of a token: one that names 200 groups has some 8000.
 _LONGEST = 16 * 1024
 
+# Commas in its claims, which bound their values: pydantic takes microseconds and a kilobyte for each wrong one, on the
+# event loop, before any signature is checked.
+_MOST_COMMAS = 1000
+
 # Seconds by which the clocks of issuers may differ from this one.
 _LEEWAY = 60.0
 
@@ -123,6 +127,10 @@ class OidcIssuers:
         issuers: sections of the access file. Several may be of one issuer, for example with other audiences.
         clock: seconds since the epoch.
         open_client: makes the HTTP client for an issuer whose authorities are in a file.
+        before: those of an earlier access file. Keys of issuers in both are kept: one of them may be down.
+
+    Attributes:
+        issuers: by URL and file of authorities.
     """
 
     def __init__(
@@ -130,11 +138,15 @@ class OidcIssuers:
         issuers: Sequence[OidcIssuer],
         clock: Callable[[], float] = time.time,
         open_client: Callable[[Path | None], httpx.AsyncClient] = open_client,
+        before: OidcIssuers | None = None,
     ) -> None:
         self._sections = tuple(issuers)
         self._clock = clock
         places = {(section.issuer, section.ca_file) for section in issuers}
-        self._issuers = {place: Issuer(*place, clock, open_client) for place in places}
+        known = {} if before is None else before.issuers
+        self.issuers: Mapping[tuple[str, Path | None], Issuer] = {
+            place: known.get(place) or Issuer(*place, clock, open_client) for place in places
+        }
         self._verified: TTLCache[bytes, Identity] = TTLCache(_CAPACITY, clock)
 
     @property
@@ -254,13 +266,13 @@ class OidcIssuers:
 
     async def close(self) -> None:
         """End requests to the issuers."""
-        for issuer in self._issuers.values():
+        for issuer in self.issuers.values():
             await issuer.close()
 
     def _login(self, name: str) -> tuple[OidcIssuer, Issuer]:
         for section in self._sections:
             if section.name == name and section.client_id is not None:
-                return section, self._issuers[section.issuer, section.ca_file]
+                return section, self.issuers[section.issuer, section.ca_file]
         raise CredentialsRefused(f"there is no login with {_quoted(name)}")
 
     async def _identity(self, section: OidcIssuer, token: str, nonce: str | None = None) -> Identity:
@@ -271,7 +283,7 @@ class OidcIssuers:
             token: of at most ``_LONGEST`` characters.
             nonce: of a login, whose token is for its client; ``None`` for the audience of workloads.
         """
-        claims = await _verified_claims(token, self._issuers[section.issuer, section.ca_file])
+        claims = await _verified_claims(token, self.issuers[section.issuer, section.ca_file])
         if claims.iss != section.issuer:
             raise CredentialsRefused("the token is from another issuer")
         self._check_times(claims)
@@ -336,6 +348,10 @@ def _parsed(token: str) -> jws.CompactSignature:
 
 
 def _claims(payload: bytes) -> _Claims:
+    if payload.count(b",") > _MOST_COMMAS:
+        raise CredentialsRefused(
+            "the token has too many values; have the issuer send fewer claims and groups"
+        )
     try:
         return _Claims.model_validate_json(payload)
     except ValidationError as error:

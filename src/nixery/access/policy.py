@@ -50,14 +50,14 @@ def check_term(term: str) -> str:
     """Check one element of ``who``.
 
     Raises:
-        ValueError: nobody can match it.
+        ValueError: it matches no identity.
     """
     if term in _WORDS:
         return term
     match = _TERM.fullmatch(term)
     if match is None:
         raise ValueError(
-            f"{term!r} is nobody: use everyone, anonymous, authenticated, user:NAME, group:NAME or claim:NAME=VALUE"
+            f"{term!r} matches no identity: use everyone, anonymous, authenticated, user:NAME, group:NAME or claim:NAME=VALUE"
         )
     if match["kind"] == "claim" and not all(match["rest"].partition("=")):
         raise ValueError(f"{term!r} should be claim:NAME=VALUE")

@@ -274,6 +274,18 @@ def read_key(file: Path) -> ECKey:
     return key
 
 
+def read_signing_key(content: bytes) -> ECKey:
+    """Read the record of a signing key.
+
+    Raises:
+        ValueError: it is none.
+    """
+    key = _parsed(content)
+    if key is None:
+        raise ValueError("the record has no private P-256 key")
+    return key
+
+
 def looks_like_one(token: str) -> bool:
     """Whether a token says that this service issued it. Nothing is verified."""
     try:

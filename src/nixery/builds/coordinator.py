@@ -331,7 +331,8 @@ class BuildCoordinator:
         async with self._bounds.look_ups.slot():
             image = await self._cache.find(pin, request) if self._cache else None
         if image is None:
-            raise BuildNotAllowed("/".join(request.requested))
+            shell = ["shell"] if request.shell else []
+            raise BuildNotAllowed("/".join([*shell, *request.requested]))
         return image
 
     @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pydantic import TypeAdapter
 
 from nixery.access.api_tokens import read_api_token
+from nixery.access.registry_tokens import read_signing_key
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
@@ -37,6 +38,7 @@ from nixery.storage.records import (
     COLLECTIONS,
     EVALUATIONS,
     IMAGE_CLOSURES,
+    IMAGE_NAMES,
     IMAGES,
     KINDS,
     LAYERS,
@@ -44,6 +46,7 @@ from nixery.storage.records import (
     PACKAGES,
     PINS,
     REFERRERS,
+    SIGNING_KEYS,
     TAGS,
     TAGS_IN_ORDER,
     USES,
@@ -123,10 +126,12 @@ CHECKS: Mapping[str, Check] = {
     PINS: _readable(PinRecord.model_validate_json),
     TAGS_IN_ORDER: _readable(_read_tag),
     TAGS: _readable(_read_tag),
+    IMAGE_NAMES: _readable(_read_tag),
     REFERRERS: _readable(read_referrer),
     USES: lambda content: bool(leased_documents(content)),
     # A token whose record is torn is refused anyway.
     API_TOKENS: _readable(read_api_token),
+    SIGNING_KEYS: _readable(read_signing_key),
     API_TOKEN_USES: lambda content: content == b"{}",
 }
 

@@ -31,6 +31,7 @@ from nixery.server.login import Login
 from nixery.server.observation import Observed
 
 TOKEN_PATH = "/v2/token"  # noqa: S105 -- a path
+_CATALOG = "/v2/_catalog"
 
 # Paths for everybody: what orchestrators ask, what pages need, and where somebody logs in.
 _OPEN = frozenset({"/healthz", "/readyz", "/favicon.ico"})
@@ -124,9 +125,15 @@ class AccessControl:
         if path in _OPEN or path.startswith(_OPEN_PREFIX):
             return None
         if path in ("/v2", "/v2/"):
-            # Clients log in here. Who needs no login is asked to get a token without credentials, or pulls without one.
+            # Clients log in here. Who needs no login is asked to get a token without credentials, which is accepted
+            # like any other, or pulls without one.
             required = LoginRequired("send credentials to log in; images for everybody need none")
-            return error_response(required) if found.identity.is_anonymous else None
+            without = found.identity.is_anonymous and found.repositories is None
+            return error_response(required) if without else None
+        if path.rstrip("/") == _CATALOG and self._credentials_show_more(request, found):
+            return error_response(
+                LoginRequired("send credentials, or get a token without any, to list images")
+            )
         if found.repositories is not None and not path.startswith("/v2/"):
             # It was issued to pull some images, and its holder may be less trusted than its owner.
             return errors_body(
@@ -138,6 +145,16 @@ class AccessControl:
         if path.startswith("/v2/") or any(map(access.allows_anything, Right)):
             return None
         return error_response(access.denial("use this registry", "page"))
+
+    def _credentials_show_more(self, request: Request, found: Authenticated) -> bool:
+        """Whether a list is asked for without credentials, and somebody with some may see more.
+
+        Clients that have credentials send them if they are challenged, and not before.
+        """
+        if not found.identity.is_anonymous or "authorization" in request.headers:
+            return False
+        rules = self._rules.current.policy.rules
+        return any(Right.PULL in rule.may and not rule.is_for(found.identity) for rule in rules)
 
     def _present_login(self) -> Login:
         if self._login_of is not self._rules.current:
@@ -165,6 +182,9 @@ class AccessControl:
             kept = headers.get("Cache-Control", "private")
             headers["Cache-Control"] = kept.replace("public", "private")
         if response.status == _UNAUTHORIZED and isinstance(response, BytesResponse):
+            way_in = self._present_login().way_in(request)
+            if way_in is not None:
+                return way_in
             headers["WWW-Authenticate"] = self._challenge(request)
         return replace(response, headers=headers)
 
@@ -177,10 +197,15 @@ class AccessControl:
         match = _REPOSITORY.match(path)
         if match is not None:
             scope = f',scope="repository:{match["name"]}:pull"'
-        elif path.startswith("/v2/_catalog"):
+        elif path.startswith(_CATALOG):
             scope = ',scope="registry:catalog:*"'
-        wrong = ',error="invalid_token"' if "authorization" in request.headers else ""
-        return f'Bearer realm="{base_url(request)}{TOKEN_PATH}",service="{SERVICE}"{scope}{wrong}'
+        error = ""
+        if request.repositories is not None:
+            # A valid token: podman asks for one with the scope, docker says that a login may be required.
+            error = ',error="insufficient_scope"'
+        elif "authorization" in request.headers:
+            error = ',error="invalid_token"'
+        return f'Bearer realm="{base_url(request)}{TOKEN_PATH}",service="{SERVICE}"{scope}{error}'
 
     async def _token(self, request: Request, found: Authenticated, observed: Observed) -> Response:
         """Answer a request of the token service: GET with Basic credentials, or POST of a form (OAuth 2)."""

@@ -31,6 +31,9 @@ _SITE = 64
 # Cached clients of addresses; a proxy's clients recur.
 _CLIENTS = 4096
 
+# Proxies that a request passes. A client whose own address is that of a proxy may claim thousands.
+_MOST_PROXIES = 16
+
 # Characters of an address; the longest has a zone id.
 _LONGEST_ADDRESS = 64
 
@@ -96,7 +99,9 @@ class Clients:
         host = host_of(peer)
         forwarded = headers.get(FORWARDED_FOR)
         # Each proxy appends the address of its peer; a client's own text stands to the left of those.
-        while forwarded and self.trusts_host(host):
+        for _ in range(_MOST_PROXIES):
+            if not forwarded or not self.trusts_host(host):
+                break
             forwarded, _, last = forwarded.rpartition(",")
             address = _forwarded_host(last.strip())
             if _address(address) is None:

@@ -29,7 +29,7 @@ from nixery.errors import NixeryError, TooBusy
 from nixery.plain_text import shortened
 from nixery.server.clients import base_url, is_encrypted
 from nixery.server.errors import error_response, errors_body
-from nixery.server.http import BytesResponse, ErrorResponse, Handler, Request, Response
+from nixery.server.http import BytesResponse, ErrorResponse, Handler, Request, Response, prefers_html
 from nixery.server.pages.templating import Templates
 
 PATHS = frozenset({"/login", "/login/callback", "/logout"})
@@ -37,6 +37,9 @@ _CALLBACK = "/login/callback"
 
 # Seconds: eight hours of work; ten minutes to enter a password elsewhere.
 _SESSION, _LOGIN = 8 * 3600.0, 600.0
+
+# Paths that programs request.
+_PROGRAMS = ("/v2", "/api/")
 
 # Names of the cookies. Browsers let only this host set a cookie with the prefix, over TLS, for all paths (RFC 6265bis).
 _PREFIX = "__Host-"
@@ -131,6 +134,24 @@ class Login:
         identity = Identity(Kind.OIDC, session.name, frozenset(session.groups), session.claims)
         self._known.put(sealed, identity, len(sealed) * 4, expires - self._clock())
         return identity
+
+    def way_in(self, request: Request) -> Response | None:
+        """Return the redirect to the login, for a browser whose user has to log in; ``None`` where a password is asked.
+
+        A browser with a challenge would show its own dialog for a password, and not the page with the answer.
+        """
+        if (
+            not self._logins
+            or request.method != "GET"
+            or request.path in PATHS
+            or request.path.startswith(_PROGRAMS)
+            or "authorization" in request.headers
+            or not prefers_html(request)
+        ):
+            return None
+        query = f"?{request.query_string}" if request.query_string else ""
+        to = quote(request.path, safe="/:@!$&'()*+,;=~") + query
+        return _redirect(f"/login?to={quote(to, safe='/')}")
 
     async def login(self, request: Request) -> Response:
         """Send the browser to an issuer; of several, the user chooses one."""

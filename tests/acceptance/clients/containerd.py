@@ -44,8 +44,8 @@ class Containerd:
     knows_zstd: ClassVar[bool] = True
 
     def __init__(self, shell: Shell, socket: Path, hosts: Path) -> None:
-        self._shell = shell
-        self._ctr = ("ctr", "--address", str(socket))
+        self.shell = shell
+        self.command = ("ctr", "--address", str(socket))
         self._hosts = hosts
 
     def versions(self) -> Mapping[str, str]:
@@ -58,8 +58,8 @@ class Containerd:
         where = (
             ("--hosts-dir", str(self._hosts)) if host_of(reference) == self.mirrored else ("--plain-http",)
         )
-        return self._shell.call(
-            (*self._ctr, "images", "pull", *where, "--snapshotter", "overlayfs", reference), PULL
+        return self.shell.call(
+            (*self.command, "images", "pull", *where, "--snapshotter", "overlayfs", reference), PULL
         )
 
     def digest(self, reference: str) -> str:
@@ -78,7 +78,7 @@ class Containerd:
         return self._ask("run", "--rm", "--snapshotter", "overlayfs", reference, name, *command)
 
     def _ask(self, *arguments: str) -> str:
-        return self._shell.ask(*self._ctr, *arguments)
+        return self.shell.ask(*self.command, *arguments)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ class Docker:
     failure: ClassVar[str] = FAILURE
 
     def __init__(self, shell: Shell, socket: Path) -> None:
-        self._shell = shell
-        self._docker = ("docker", "--host", f"unix://{socket}")
+        self.shell = shell
+        self.command = ("docker", "--host", f"unix://{socket}")
 
     def versions(self) -> Mapping[str, str]:
         """See ``Client.versions``."""
@@ -37,7 +37,7 @@ class Docker:
         return int(self.versions()["dockerd"].partition(".")[0]) >= _FIRST_WITH_ZSTD
 
     def pull(self, reference: str) -> Outcome:
-        return self._shell.call((*self._docker, "pull", reference), PULL)
+        return self.shell.call((*self.command, "pull", reference), PULL)
 
     def digest(self, reference: str) -> str:
         # Docker records it by repository, without the name of its own registry.
@@ -54,15 +54,15 @@ class Docker:
 
     def run_with(self, options: Sequence[str], reference: str, *command: str) -> Outcome:
         """Run a command in the image, with options for the container."""
-        return self._shell.call(
-            (*self._docker, "run", "--rm", "--network=none", *options, reference, *command)
+        return self.shell.call(
+            (*self.command, "run", "--rm", "--network=none", *options, reference, *command)
         )
 
     def build(self, context: Path, reference: str, *, by_buildkit: bool) -> Outcome:
         """Build the image of a directory with a Dockerfile, by BuildKit or by the classic builder."""
         environment = ("env", f"DOCKER_BUILDKIT={int(by_buildkit)}")
         options = ("--network=none", "--tag", reference, str(context))
-        return self._shell.call((*environment, *self._docker, "build", *options), PULL)
+        return self.shell.call((*environment, *self.command, "build", *options), PULL)
 
     def copy_into(self, directory: Path, reference: str, copied: str) -> None:
         """Copy a directory over the root of a container of an image; commit it as another image."""
@@ -80,7 +80,7 @@ class Docker:
         return document
 
     def _ask(self, *arguments: str) -> str:
-        return self._shell.ask(*self._docker, *arguments)
+        return self.shell.ask(*self.command, *arguments)
 
 
 @contextmanager

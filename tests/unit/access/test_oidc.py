@@ -91,7 +91,7 @@ async def test_groups_may_be_a_list_at_a_path(provider: OidcProvider, clock: Clo
     token = provider.token(realm_access={"roles": ["dev", "ops"]})
     assert (await verifier.verify(token)).groups == {"dev", "ops"}
     kubernetes = issuers(provider, clock, claims=["kubernetes.io.namespace"])
-    token = provider.token(**{"kubernetes.io": {"namespace": "builds"}})
+    token = provider.token(None, None, **{"kubernetes.io": {"namespace": "builds"}})
     assert (await kubernetes.verify(token)).claims == {"kubernetes.io.namespace": "builds"}
 
 
@@ -118,7 +118,7 @@ async def test_the_old_name_of_ed25519_is_accepted(provider: OidcProvider, clock
     provider.keys = [key]
     header = segment({"alg": "EdDSA", "kid": "one"}) + "." + segment(provider.claims())
     assert key.private_key is not None
-    signature = key.private_key.sign(header.encode())  # type: ignore[union-attr,call-arg]
+    signature = key.private_key.sign(header.encode())  # type: ignore[union-attr]
     assert (await issuers(provider, clock).verify(f"{header}.{encoded(signature)}")).name == "ci:me"
 
 
@@ -195,8 +195,8 @@ async def test_a_refusal_says_why(
 async def test_clocks_may_differ_by_a_minute(provider: OidcProvider, clock: Clock) -> None:
     verifier = issuers(provider, clock)
     now = int(time.time())
-    assert await verifier.verify(provider.token(exp=now - 30))
-    assert await verifier.verify(provider.token(nbf=now + 50, iat=now + 50))
+    await verifier.verify(provider.token(exp=now - 30))
+    await verifier.verify(provider.token(nbf=now + 50, iat=now + 50))
 
 
 async def test_an_address_that_was_not_verified_is_no_name(provider: OidcProvider, clock: Clock) -> None:
@@ -204,6 +204,17 @@ async def test_an_address_that_was_not_verified_is_no_name(provider: OidcProvide
     token = provider.token(email="a@acme.example", email_verified=False)
     assert "has not verified the address" in await refusal(verifier, token)
     assert (await verifier.verify(provider.token(email="a@acme.example"))).name == "ci:a@acme.example"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("value", ["", 0, {}])
+async def test_a_token_with_thousands_of_values_is_refused_unread(
+    provider: OidcProvider, clock: Clock, value: object
+) -> None:
+    """Anybody can send one: its errors took the event loop a sixtieth of a second with each request."""
+    token = f"{segment({'alg': 'RS256'})}.{segment({**provider.claims(), 'aud': [value] * 3000})}.AAAA"
+    with pytest.raises(CredentialsRefused, match="too many values"):
+        await issuers(provider, clock).verify(token)
 
 
 async def test_a_forged_token_is_refused(provider: OidcProvider, clock: Clock) -> None:
@@ -255,7 +266,9 @@ async def test_a_hostile_header_is_refused(
     )
 )
 def test_any_claims_are_refused_or_unknown(payload: dict[str, Any]) -> None:
-    verifier = OidcIssuers([OidcIssuer(name="ci", issuer="http://127.0.0.1:9", audience="nixery")])
+    verifier = OidcIssuers(
+        [OidcIssuer.model_validate({"name": "ci", "issuer": "http://127.0.0.1:9", "audience": "nixery"})]
+    )
     token = f"{segment({'alg': 'ES256'})}.{segment(payload)}.{encoded(bytes(64))}"
     assert asyncio.run(refusal(verifier, token))
 
@@ -298,7 +311,7 @@ async def test_an_unknown_key_has_the_keys_fetched_once_a_minute(
     assert "none of the issuer's keys" in await refusal(verifier, provider.token())
     assert provider.fetches == 1
     clock.later = 61.0
-    assert await verifier.verify(provider.token())
+    await verifier.verify(provider.token())
     for number in range(3):
         await refusal(verifier, provider.token(new_key(f"no-{number}")))
     assert provider.fetches == 2
@@ -312,7 +325,7 @@ async def test_a_withdrawn_key_is_refused_when_the_keys_are_fetched_again(
     await verifier.verify(provider.token(old))
     provider.keys = [new_key("second")]
     clock.later = 3590.0
-    assert await verifier.verify(provider.token(old, sub="again", exp=int(clock()) + 60))
+    await verifier.verify(provider.token(old, sub="again", exp=int(clock()) + 60))
     clock.later = 3610.0
     assert "none of the issuer's keys" in await refusal(verifier, provider.token(old, exp=int(clock()) + 60))
 
@@ -344,7 +357,7 @@ async def test_without_the_issuer_known_keys_are_used_for_a_day(provider: OidcPr
     await verifier.verify(provider.token())
     provider.behaviour = "down"
     clock.later = 80_000.0
-    assert await verifier.verify(provider.token(sub="later", exp=int(clock()) + 60))
+    await verifier.verify(provider.token(sub="later", exp=int(clock()) + 60))
     # Whether the issuer has this key cannot be known.
     with pytest.raises(IssuerUnreachable):
         await verifier.verify(provider.token(new_key("second"), exp=int(clock()) + 60))
@@ -353,7 +366,7 @@ async def test_without_the_issuer_known_keys_are_used_for_a_day(provider: OidcPr
         await verifier.verify(provider.token(exp=int(clock()) + 60))
     provider.behaviour = ""
     clock.later = 90_100.0
-    assert await verifier.verify(provider.token(exp=int(clock()) + 60))
+    await verifier.verify(provider.token(exp=int(clock()) + 60))
 
 
 @pytest.mark.parametrize("behaviour", ["down", "huge", "redirect", "slow"])
@@ -369,7 +382,7 @@ async def test_answers_of_the_issuer_are_bounded(
     assert provider.requests == ["GET /.well-known/openid-configuration"]
     provider.behaviour = ""
     clock.later = 6.0
-    assert await verifier.verify(provider.token())
+    await verifier.verify(provider.token())
 
 
 async def test_a_request_with_a_known_key_does_not_wait_for_a_slow_issuer(
@@ -380,7 +393,7 @@ async def test_a_request_with_a_known_key_does_not_wait_for_a_slow_issuer(
     await verifier.verify(provider.token())
     provider.behaviour = "slow"
     clock.later = 4000.0
-    assert await verifier.verify(provider.token(sub="later", exp=int(clock()) + 60))
+    await verifier.verify(provider.token(sub="later", exp=int(clock()) + 60))
     await verifier.close()
     with pytest.raises(ShuttingDown):
         await verifier.verify(provider.token(new_key("second"), exp=int(clock()) + 60))
@@ -427,7 +440,7 @@ async def test_unusable_keys_are_left_out(provider: OidcProvider, clock: Clock, 
     other = new_key("other")
     provider.published = [published, other.as_dict(private=False)]
     verifier = issuers(provider, clock)
-    assert await verifier.verify(provider.token(other))
+    await verifier.verify(provider.token(other))
     assert "none of the issuer's keys" in await refusal(verifier, provider.token(GOOD))
 
 
@@ -439,7 +452,7 @@ async def test_too_many_keys_are_refused(provider: OidcProvider, clock: Clock) -
 
 async def test_a_token_without_a_key_id_needs_a_single_key(provider: OidcProvider, clock: Clock) -> None:
     token = provider.token(header={"kid": None})
-    assert await issuers(provider, clock).verify(token)
+    await issuers(provider, clock).verify(token)
     provider.keys.append(new_key("second"))
     assert "none of the issuer's keys" in await refusal(issuers(provider, clock), token)
 

@@ -39,12 +39,13 @@ def test_a_changed_text_is_not_opened() -> None:
 def test_other_algorithms_are_not_accepted() -> None:
     sealer = Sealer(SECRET, "session")
     _, *rest = sealer.seal({}, 60).split(".")
-    for header in (
+    headers: tuple[object, ...] = (
         {"alg": "dir", "enc": "A128GCM"},
         {"alg": "PBES2-HS256+A128KW", "enc": "A256GCM"},
         [],
         "alg",
-    ):
+    )
+    for header in headers:
         encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
         assert sealer.open(".".join((encoded, *rest))) is None
 

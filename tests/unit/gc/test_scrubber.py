@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from nixery.access.api_tokens import ApiTokens
+from nixery.access.registry_tokens import SigningKeys
 from nixery.builds.history import BuildReport
 from nixery.builds.index_records import StateIndex
 from nixery.builds.pins import Term
@@ -90,7 +91,10 @@ async def valid_records(store: Store) -> None:
     """One of each kind."""
     image = await store.image(b"a layer")
     digest = image.manifest.descriptor.digest
-    await Catalogue(store.records).record_tag("name", "tag", digest)
+    catalogue = Catalogue(store.records)
+    await catalogue.record_tag("name", "tag", digest)
+    await catalogue.record_name("name", "tag", digest)
+    await SigningKeys(store.records).current()
     tokens = ApiTokens(store.records)
     await tokens.verify((await tokens.create("ci", groups=["builders"], expires_in=60))[0])
     contents = {

@@ -57,6 +57,14 @@ def test_behind_proxies_the_client_is_the_last_untrusted_address(forwarded: str,
     assert clients.client("10.0.0.1:1234", clients.trusted_headers(headers, "10.0.0.1:1234")) == Client(name)
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(("proxies", "name"), [(15, "192.0.2.9"), (16, "10.0.0.1"), (10_000, "10.0.0.1")])
+def test_few_addresses_of_proxies_are_read(proxies: int, name: str) -> None:
+    """A client in the network of the proxies blocked the event loop for a tenth of a second with each request."""
+    headers = {"x-forwarded-for": ",".join(["192.0.2.9", *["10.0.0.1"] * proxies])}
+    assert Clients(PROXIES).client("10.0.0.1:4711", headers).name == name
+
+
 def test_forwarding_headers_of_other_peers_are_ignored() -> None:
     headers = {
         "host": "a",

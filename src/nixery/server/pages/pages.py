@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from urllib.parse import quote, unquote, urlencode
 
 from nixery.access.policy import current_access
@@ -257,6 +258,12 @@ class Pages:
     def _reference_page(self) -> Response:
         return self._templates.response("docs.html", reference=self._reference)
 
+    def _docs(self) -> Response:
+        # With rules, each page says who is logged in.
+        if current_access().is_restricted:
+            return self._templates.response("docs.html", reference=self._reference)
+        return self._reference_page
+
     async def _answer(self, request: Request) -> Response:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
@@ -310,7 +317,7 @@ class Pages:
                 headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
                 return BytesResponse(200, self._reference.content, headers)
             case "docs":
-                return self._reference_page
+                return self._docs()
             case _:
                 return self._templates.response(
                     "help.html",
@@ -397,6 +404,7 @@ class Pages:
             now=time.time(),
             kinds=_FAILURES,
             platforms=[platform.architecture.name for platform in SUPPORTED],
+            composed=Composition.of(request.query),
             default=", ".join(map(str, self._platforms)),
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
             recent=others,
@@ -418,6 +426,7 @@ class Pages:
             image=image,
             tag=tag,
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
+            compose=Composition.of_image(image, tag).address,
             nothing=_nothing_written(report),
         )
 
@@ -456,6 +465,7 @@ class Pages:
                 "image.html",
                 404 if any(problem.exists is False for problem, _ in problems) else 200,
                 problems=problems,
+                compose=Composition.of_image(named.name, named.tag).address,
                 prefixes=PREFIXES,
                 # Prefixes first, the rest in its order.
                 sorted="/".join(sorted(named.name.split("/"), key=lambda part: part not in PREFIXES)),
@@ -601,6 +611,52 @@ def _image_meant(request: Request) -> str | None:
     except NixeryError:
         return None
     return None if name.partition("/")[0] in _TAKEN else name + colon + tag
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The fields of the form on the first page.
+
+    Attributes:
+        packages: separated by spaces.
+        platform: empty for the default.
+    """
+
+    packages: str = ""
+    platform: str = ""
+    tag: str = "latest"
+    shell: bool = True
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Composition:
+        """Read the fields from the address of the first page."""
+        if "packages" not in query:
+            return cls()
+        return cls(
+            query["packages"][:_LONGEST_TEXT],
+            query.get("platform", "")[:_LONGEST_TEXT],
+            query.get("tag", "")[:_LONGEST_TEXT] or "latest",
+            "shell" in query,
+        )
+
+    @classmethod
+    def of_image(cls, name: str, tag: str) -> Composition:
+        """Read the fields from the name and the tag of an image."""
+        parts = name.split("/")
+        prefixes = list(takewhile(PREFIXES.__contains__, parts))
+        platform = next((part for part in prefixes if part != "shell"), "")
+        return cls(" ".join(parts[len(prefixes) :]), platform, tag, "shell" in prefixes)
+
+    @property
+    def address(self) -> str:
+        """The address of the first page with these fields."""
+        given = {
+            "packages": self.packages,
+            "platform": self.platform,
+            "tag": "" if self.tag == "latest" else self.tag,
+            "shell": "1" if self.shell else "",
+        }
+        return "/?" + urlencode({name: value for name, value in given.items() if value}) + "#compose"
 
 
 def _composed(request: Request) -> Response:

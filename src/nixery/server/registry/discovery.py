@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from nixery.builds.slots import Slots
@@ -95,9 +96,16 @@ class Discovery:
         """
         validate_name(name)
         subject = Digest.parse(digest)
-        await self._permissions.require_digest(name, subject, ManifestUnknown(digest, "is not stored here"))
-        async with self._slots.slot():
-            descriptors = await self._catalogue.referrers(subject)
+        try:
+            await self._permissions.require_digest(
+                name, subject, ManifestUnknown(digest, "is not stored here")
+            )
+        except ManifestUnknown:
+            # Like a digest that does not exist (distribution specification, Listing Referrers).
+            descriptors: list[dict[str, Any]] = []
+        else:
+            async with self._slots.slot():
+                descriptors = await self._catalogue.referrers(subject)
         headers = {}
         if wanted := request.query.get("artifactType"):
             descriptors = [

@@ -119,6 +119,15 @@ function compose(section) {
   let options = [], active = -1, asked = 0, committing = false, timer, checks = 0, digestTimer, digests = 0;
   const answers = new Map(), notes = element("ul", undefined, "notes");
 
+  // The address of the page keeps the composition, for the browser's "Back" and for links from other pages.
+  const given = input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
+  input.value = "";
+  function keep() {
+    const fields = { packages: [...chosen, ...typed()].join(" "), platform: platform.value, tag: tag.value === "latest" ? "" : tag.value, shell: shell.checked ? "1" : "" };
+    const query = new URLSearchParams(Object.entries(fields).filter(([, value]) => value));
+    history.replaceState(null, "", `${fields.packages ? `/?${query}` : "/"}${location.hash}`);
+  }
+
   input.removeAttribute("name");
   const hidden = element("input");
   hidden.type = "hidden";
@@ -162,6 +171,7 @@ function compose(section) {
       return chip;
     }));
     showDigest();
+    keep();
     input.placeholder = chosen.length ? "" : "git, jq, python3 …";
     notes.replaceChildren(...chosen.filter(problemOf).map(note));
   }
@@ -323,6 +333,7 @@ function compose(section) {
       return;
     }
     if (question !== asked) return; // the input has changed since
+    const selected = options[active]?.name; // since the last key, in the results of an earlier one
     options = answer.packages.filter((found) => !chosen.includes(found.name));
     list.replaceChildren(...options.map(suggestion));
     if (!options.length) list.append(element("li", "No package has a similar name.", "none"));
@@ -331,7 +342,8 @@ function compose(section) {
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     // Enter adds what was typed, so nothing else is selected before the user selects it.
-    select(options[0]?.name === text ? 0 : -1);
+    const still = selected === undefined ? -1 : options.findIndex((found) => found.name === selected);
+    select(still >= 0 ? still : options[0]?.name === text ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
   }
 
@@ -386,7 +398,9 @@ function compose(section) {
   for (const field of [platform, tag, shell]) field.addEventListener("input", show);
   tag.addEventListener("change", () => { answers.clear(); show(); check(); });
   button.addEventListener("click", () => build(name(), tag.value || "latest", button));
+  for (const package_ of given) if (!chosen.includes(package_)) chosen.push(package_);
   show();
+  check();
   search("", 0).catch(() => {}); // so that names are available when the user starts to type
 }
 
