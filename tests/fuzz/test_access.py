@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import yaml
@@ -68,6 +68,7 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.permissions import Permissions
+from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemDriver
@@ -156,7 +157,7 @@ class _Descriptions:
         self._history = history
         self._tag = "latest"
 
-    async def pin(self, tag: str) -> Any:
+    async def pin(self, tag: str) -> Pin:
         self._tag = tag
         return PIN
 
@@ -316,7 +317,7 @@ class Asker:
     def _may_see(self, word: str) -> bool:
         return self._may(Right.PULL, word, lambda rule: Right.PULL in rule.may or rule.tags == ("*",))
 
-    def _may(self, right: Right, word: str, applies: Any) -> bool:
+    def _may(self, right: Right, word: str, applies: Callable[[Rule], bool]) -> bool:
         if self.limits is not None and (
             right not in self.limits.rights or not _matches(self.limits.packages, word)
         ):
