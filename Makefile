@@ -77,6 +77,9 @@ acceptance:
 	@scripts/acceptance/install_builders.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
+	@for access in everyone user; do \
+	    $(WITH_NIX) $(BIN)/pytest -q tests/conformance --access $$access || exit; \
+	done
 	@stores=$$(grep -v : var/acceptance/stores | paste -sd ,); [ -z "$$stores" ] || { \
 	    $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/storage_contract --buckets "$$stores" --junitxml=var/acceptance/stores.xml && \
 	    $(BIN)/python scripts/no_skips.py var/acceptance/stores.xml; }
