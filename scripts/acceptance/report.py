@@ -120,18 +120,23 @@ def markdown(report: Report) -> Iterator[str]:
     yield from _results(report, TESTS)
     for name, reason in report.not_tried.items():
         yield f"\nNot tried: {name} ({reason})."
+    yield from _shown(report, TESTS)
     if any(test in client.results for client in report.clients.values() for test in ACCESS_TESTS):
         yield "\nWith access rules:\n"
         yield from _results(report, ACCESS_TESTS)
-    for test in _MESSAGES:
+        yield from _shown(report, ACCESS_TESTS)
+
+
+def _shown(report: Report, tests: Mapping[str, str]) -> Iterator[str]:
+    """Render the messages that users read."""
+    for test in tests:
         messages = {
             name: client.results[test].message
             for name, client in report.clients.items()
-            if test in client.results and client.results[test].message
+            if test in _MESSAGES and test in client.results and client.results[test].message
         }
-        if not messages:
-            continue
-        yield f"\nMessage, {(TESTS | ACCESS_TESTS)[test]}:\n"
+        if messages:
+            yield f"\nMessage, {tests[test]}:\n"
         for name, message in messages.items():
             yield f"- {name}:\n\n" + "\n".join(f"        {line}" for line in message.splitlines()) + "\n"
 
@@ -180,7 +185,7 @@ _NOISE = (
     (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:8080"),
     (re.compile(r"\b[0-9a-z]{32}-(?=failing)"), ""),
-    (re.compile(r'(time="|^)\d{4}[-/]\d\d[-/]\d\d[T ][^" ]*("| )', re.MULTILINE), ""),
+    (re.compile(r'(time="?|^)\d{4}[-/]\d\d[-/]\d\d[T ][^" ]*("| )', re.MULTILINE), ""),
 )
 # Progress, which a terminal overwrites.
 _PROGRESS = re.compile(r"elapsed: |.*: resolving |Using default tag|Trying to pull")

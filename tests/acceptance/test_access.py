@@ -104,7 +104,8 @@ def test_pull_with_an_api_token(login_client: LoginClient, access: Registry) -> 
 
 def _expect(case: Case, login_client: LoginClient, outcome: Outcome, notes: Notes) -> None:
     notes.message(outcome.output)
-    notes.note("shows why" if case in login_client.commands.shows else "status only")
+    shown = "shows why" if case in login_client.commands.shows else "status only"
+    notes.note("names the login" if "docker login" in outcome.output else shown)
     assert outcome.status != 0
     assert (_MESSAGES[case] in outcome.output) == (case in login_client.commands.shows), outcome.output
 

@@ -147,6 +147,10 @@ def test_everybody_pulls_what_the_rules_give_to_everybody(start_server: StartSer
     assert manifest(server, "greeting", anonymous, direct.digest).status == 200
     assert manifest(server, "hello", anonymous).status == 401
     assert server.client.get("/v2/", anonymous).status == 200
+    empty = token(server, "repository:greeting:pull", login=basic("", ""))
+    assert manifest(server, "greeting", bearer(empty)).status == 200
+    assert manifest(server, "hello", basic("", "")).status == 401
+    assert server.client.get("/v2/", basic("", "")).status == 401
     # A digest leads to an image only under a name that it has.
     private = manifest(server, "hello", basic("alice"))
     digest = private.headers["docker-content-digest"]

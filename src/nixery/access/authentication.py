@@ -212,6 +212,9 @@ class Authenticator:
             user, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
         except ValueError:
             raise CredentialsRefused("the Basic credentials are malformed (RFC 7617)") from None
+        if colon and not user and not password:
+            # Some clients send empty credentials if they have none, as the official conformance suite does.
+            return _ANONYMOUS, _REMEMBERED
         if not colon or not is_text(user):
             raise CredentialsRefused(_REFUSED)
         # A wrong token is not slowed down: nobody guesses one.

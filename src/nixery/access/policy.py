@@ -121,13 +121,20 @@ class Access:
         identity: whose rights these are.
         rules: those of the policy; ``None`` if there is none: all is allowed.
         shows_denials: whether the identity may learn that something is not allowed, rather than missing.
+        policy: that these rights are from; ``None`` for one that never changes.
     """
 
-    __slots__ = ("_decisions", "_rules", "identity", "shows_denials")
+    __slots__ = ("_decisions", "_policy", "_rules", "identity", "shows_denials")
 
     def __init__(
-        self, identity: Identity, rules: Sequence[Rule] | None, *, shows_denials: bool = False
+        self,
+        identity: Identity,
+        rules: Sequence[Rule] | None,
+        *,
+        shows_denials: bool = False,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy
         self.identity = identity
         self.shows_denials = shows_denials
         self._rules = None if rules is None else tuple(rule for rule in rules if rule.is_for(identity))
@@ -137,6 +144,11 @@ class Access:
     def is_restricted(self) -> bool:
         """Whether there are rules."""
         return self._rules is not None
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the rules still apply. A long answer has to end when they do not."""
+        return self._policy is None or self._policy.is_in_force
 
     def allows(self, right: Right, requests: Sequence[ImageRequest], tag: str) -> bool:
         """Whether the identity has a right over all images that a name and a tag stand for."""
@@ -278,11 +290,15 @@ class Policy:
     Args:
         rules: in their order.
         shows_denials: whether those who identified themselves learn that something is not allowed.
+
+    Attributes:
+        is_in_force: whether no later policy has replaced this one.
     """
 
     def __init__(self, rules: Sequence[Rule], *, shows_denials: bool = False) -> None:
         self.rules = tuple(rules)
         self.shows_denials = shows_denials
+        self.is_in_force = True
         self._access: LRUCache[Identity, Access] = LRUCache(_IDENTITIES)
 
     def access(self, identity: Identity) -> Access:
@@ -290,7 +306,7 @@ class Policy:
         # Two identities that differ in their claims alone are equal as keys, but not in what they may do.
         found = self._access.get(identity)
         if found is None or found.identity != identity:
-            found = Access(identity, self.rules, shows_denials=self.shows_denials)
+            found = Access(identity, self.rules, shows_denials=self.shows_denials, policy=self)
             self._access.put(identity, found, 1)
         return found
 
