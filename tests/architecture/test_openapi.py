@@ -14,13 +14,16 @@ import pytest
 import yaml
 
 import nixery
+from nixery.server.access_control import TOKEN_PATH
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.errors import STATUS_AND_CODE
 from nixery.server.health import METRICS, PATHS, Health
+from nixery.server.login import PATHS as LOGIN_PATHS
 from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.telemetry.metrics import Metrics
 
 SERVER = Path(nixery.__file__).parent / "server"
@@ -77,9 +80,11 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         *HANDLERS,
         *OTHERS,
         *PAGES,
+        TOKEN_PATH,
+        *LOGIN_PATHS,
     }
     assert set(OTHERS) == {*PATHS, METRICS}
-    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES):
+    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES, TOKEN_PATH, "/login", "/logout"):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         # HEAD answers as GET does, but for ranges (RFC 9110, 14.2) and for redirects to URLs that are signed
         # for GET.
@@ -109,7 +114,7 @@ def test_every_handler_has_a_path() -> None:
         part
         for router in (Registry, Api)
         for name, part in typing.get_type_hints(router.__init__).items()
-        if name != "return"
+        if name != "return" and part is not Permissions  # which the handlers ask
     }
     methods = {
         method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +82,12 @@ class ApplicationUnderTest:
     _runner: asyncio.Runner = field(repr=False)
 
     def request(
-        self, method: str, path: str, query: bytes = b"", headers: Iterable[tuple[str, str]] = ()
+        self,
+        method: str,
+        path: str,
+        query: bytes = b"",
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
     ) -> Response:
         """Clear the recorded calls of Nix, then send a request; add a host if the headers have none."""
         self.nix.requests.clear()
@@ -90,7 +95,7 @@ class ApplicationUnderTest:
         if not any(name.lower() == "host" for name, _ in given):
             given.append(("host", "registry.example"))
         scope = _Scope(method, path, query.decode("latin-1"), _Headers(given))
-        protocol = _Protocol()
+        protocol = _Protocol(body)
         self._runner.run(asyncio.wait_for(self.application.__rsgi__(scope, protocol), timeout=10))
         (response,) = protocol.responses
         return response
@@ -115,11 +120,25 @@ class _Scope:
     authority: str | None = None
 
 
+class _Events:
+    """Calls back with the first piece of a stream."""
+
+    def __init__(self, begun: Callable[[bytes], None]) -> None:
+        self._begun = begun
+        self._is_first = True
+
+    async def send_bytes(self, piece: bytes) -> None:
+        if self._is_first:
+            self._begun(piece)
+        self._is_first = False
+
+
 class _Protocol:
     """Receives a response as the web server does; an empty body counts as long as its header says."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes) -> None:
         self.responses: list[Response] = []
+        self._body = body
 
     def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
         self._respond(status, headers, b"")
@@ -136,10 +155,12 @@ class _Protocol:
         self._respond(status, headers, Path(file).read_bytes()[start:end])
 
     def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Transport:
-        raise AssertionError((status, headers))  # the web server sends files from disk
+        # The web server sends files from disk, so only events are streamed.
+        assert ("Content-Type", "text/event-stream") in headers, (status, headers)
+        return _Events(lambda events: self._respond(status, headers, events))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b""
+        yield self._body
 
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         by_name: dict[str, str] = {}

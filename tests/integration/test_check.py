@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from nixery.access.passwords import htpasswd_line
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
 from tests.support.nix import NixSpy, install_fake_nix, wait_until
+from tests.support.oidc_issuer import oidc_provider
 from tests.support.repository import Repository
 
 PACKAGES = """
@@ -269,3 +271,43 @@ def test_findings_are_broken_between_words_on_a_terminal(nixery: CommandLine) ->
     assert "nothing is missing or wrong; a server also\n      needs PORT" in shown
     # Programs get one line.
     assert "; a server also needs PORT" in nixery("check").stdout
+
+
+def access_findings(nixery: CommandLine, file: Path, *, status: int) -> list[dict[str, Any]]:
+    findings = checked(nixery, status=status, NIXERY_ACCESS=str(file))
+    return [finding for finding in findings if finding["what"] == "access"]
+
+
+def test_each_mistake_of_the_access_file_is_a_line(nixery: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "access.toml"
+    file.write_text('show-denial = true\n[[rule]]\nwho = ["everyon"]\nmay = ["pul"]\n[[rule]]\nmay = []\n')
+    findings = access_findings(nixery, file, status=1)
+    assert not any(finding["right"] for finding in findings)
+    first, *others = (finding["found"].removeprefix(f"{file}: ") for finding in findings)
+    assert first.startswith("rule 1, who 1: 'everyon' matches no identity: use everyone, ")
+    assert others == [
+        "rule 1, may 1: should be 'pull', 'build', 'see-builds' or 'admin'",
+        "rule 2, who: this key is missing",
+        "show-denial: there is no such key; did you mean show-denials?",
+    ]
+
+
+def test_files_and_issuers_of_the_access_file_are_checked(nixery: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "access.toml"
+    rules = '[[rule]]\nwho = ["everyone"]\nmay = ["pull"]\n'
+    with oidc_provider() as provider:
+        issuer = f'[[oidc]]\nname = "ci"\nissuer = "{provider.url}"\naudience = "nixery"\n'
+        key = '[tokens]\nkey-file = "key.pem"\n'
+        file.write_text(f'htpasswd = "users"\n{rules}{issuer}{key}')
+        (tmp_path / "users").write_text("alice:secret\n")
+        problems = [finding["found"] for finding in access_findings(nixery, file, status=1)]
+        assert len(problems) == 2
+        assert problems[0].startswith(f"{tmp_path / 'users'}, line 1")
+        assert problems[1] == f"cannot read {tmp_path / 'key.pem'}: No such file or directory"
+        (tmp_path / "users").write_text(htpasswd_line("alice", "long secret") + "\n")
+        file.write_text(f'htpasswd = "users"\n{rules}{issuer}')
+        (found,) = access_findings(nixery, file, status=0)
+        assert (found["right"], found["found"]) == (True, "1 rule, 1 user, 1 issuer, 0 quotas")
+    found, unreachable = access_findings(nixery, file, status=1)
+    assert found["right"]
+    assert unreachable["found"].startswith(f"the issuer {provider.url} cannot be used: ")

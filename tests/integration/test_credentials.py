@@ -21,7 +21,7 @@ from tests.support.server import clean_environment
 
 @pytest.fixture
 def nixery(tmp_path: Path) -> CommandLine:
-    return CommandLine({}, tmp_path)
+    return CommandLine({"NIXERY_AUDIT_LOG": str(tmp_path / "audit.log")}, tmp_path)
 
 
 def test_tokens_are_created_listed_and_revoked(nixery: CommandLine, tmp_path: Path) -> None:
@@ -49,6 +49,13 @@ def test_tokens_are_created_listed_and_revoked(nixery: CommandLine, tmp_path: Pa
     assert "argument 2 is not the id" in revoked.stderr
     assert "there is no API token 0123456789abcdef" in revoked.stderr
     assert secret not in revoked.stderr
+    audit = (tmp_path / "audit.log").read_text()
+    events = [json.loads(line) for line in audit.splitlines()]
+    assert [(one["event"], one["token"], one["owner"]) for one in events] == [
+        ("token-created", identity, "ci"),
+        ("token-revoked", identity, "ci"),
+    ]
+    assert secret not in audit
 
 
 def test_a_bucket_has_tokens(tmp_path: Path) -> None:

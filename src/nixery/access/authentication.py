@@ -195,7 +195,8 @@ class Authenticator:
             return Authenticated(grants.identity, grants.repositories, grants.catalog), left
         if self._verifiers.oidc is None:
             raise CredentialsRefused("the token is of no kind that this registry knows")
-        return Authenticated(await self._verifiers.oidc.verify(token)), _REMEMBERED
+        # They remember tokens until these expire.
+        return Authenticated(await self._verifiers.oidc.verify(token)), 0.0
 
     async def authenticate_password(self, user: str, password: str, client: Client) -> Authenticated:
         """Check a name and a password, which may be a token.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nixery.access.identity import Right
 from nixery.access.policy import Policy, Rule, check_term
 from nixery.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Bytes of the file.
 _LARGEST = 1024 * 1024
@@ -160,6 +164,35 @@ class AccessFile(_Section):
         return Policy(rules, shows_denials=self.show_denials)
 
 
+# Sections of the file with keys of their own.
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "rule": _RuleSection,
+    "quota": Quota,
+    "oidc": OidcIssuer,
+    "proxy": Proxy,
+    "tokens": Tokens,
+}
+
+_NETWORK = "an address or a network, such as 10.0.0.0/8"
+
+# What values should be, by pydantic's type of mistake.
+_TYPES = {
+    "tuple_type": 'a list, such as ["..."]',
+    "frozen_set_type": 'a list, such as ["..."]',
+    "string_type": "a text in quotes",
+    "path_type": "a path in quotes",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "ip_v4_network": _NETWORK,
+    "ip_v6_network": _NETWORK,
+}
+
+
 def read_access_file(path: Path) -> AccessFile:
     """Read and check the file. Paths in it are relative to its directory.
 
@@ -178,13 +211,47 @@ def read_access_file(path: Path) -> AccessFile:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError((f"{path}: {error}",)) from None
     except ValidationError as error:
-        raise SettingsError(
-            tuple(
-                f"{path}: {_place(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-                for problem in error.errors()
-            )
-        ) from None
+        raise SettingsError(tuple(f"{path}: {line}" for line in dict.fromkeys(_mistakes(error)))) from None
     return _with_places(found, path.parent)
+
+
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    """Describe each mistake in a line."""
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        place = problem["loc"]
+        # A list without its wrong elements may be too short; the elements have lines of their own.
+        if problem["type"] == "too_short" and any(
+            other[: len(place)] == place and len(other) > len(place) for other in places
+        ):
+            continue
+        yield f"{_place(place)}: {_sentence(problem)}"
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """Say what is wrong, in words of TOML rather than in those of Python's types."""
+    kind, place = problem["type"], problem["loc"]
+    if kind == "extra_forbidden":
+        sections = [part for part in place[:-1] if isinstance(part, str)]
+        known = _keys(sections)
+        near = get_close_matches(str(place[-1]), known, 1)
+        return "there is no such key" + (
+            f"; did you mean {near[0]}?" if near else f" among {', '.join(known)}"
+        )
+    if kind == "missing":
+        return "this key is missing"
+    if kind == "too_short":
+        return "the list is empty"
+    if kind in _TYPES:
+        return f"should be {_TYPES[kind]}"
+    return problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    """Return the keys of a section, ``[]`` for the whole file."""
+    model = _SECTIONS.get(sections[0], AccessFile) if sections else AccessFile
+    return [name.replace("_", "-") for name in model.model_fields]
 
 
 def _place(location: Sequence[str | int]) -> str:
@@ -193,6 +260,9 @@ def _place(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int) and words:
             words[-1] += f" {part + 1}"
+        elif isinstance(part, str) and "[" in part:
+            # Where a value may be of several types, pydantic adds the type.
+            continue
         else:
             words.append(str(part))
     return ", ".join(words) or "the file"

@@ -229,6 +229,15 @@ class Issuer:
         except _FAILURES as error:
             self._fail(error)
 
+    async def check(self) -> str | None:
+        """Fetch the documents; return why they cannot be used, or ``None``. Logs and keeps nothing."""
+        try:
+            async with asyncio.timeout(_TIMEOUT), await self._client() as client:
+                await self._documents(client)
+        except _FAILURES as error:
+            return _explain(error)
+        return None
+
     async def close(self) -> None:
         """End a running refresh."""
         await self._refreshes.close()

@@ -190,6 +190,15 @@ def check_htpasswd(path: Path) -> tuple[str, ...]:
     return ()
 
 
+def count_users(path: Path) -> int:
+    """Return how many users a file has.
+
+    Raises:
+        SettingsError: it cannot be read, or is wrong.
+    """
+    return len(_read(path).hashes)
+
+
 def htpasswd_line(user: str, password: str) -> str:
     """Return the line of the file for a user and a password, hashed by argon2id.
 

@@ -9,14 +9,21 @@ like what is not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nixery.access.identity import ANONYMOUS, Identity, Right
 from nixery.caching import LRUCache
-from nixery.errors import AccessDenied, LoginRequired, NixeryError, NotVisible, PackagesUnavailable
+from nixery.errors import (
+    AccessDenied,
+    LoginRequired,
+    NixeryError,
+    NotVisible,
+    PackagesUnavailable,
+    PlatformFailed,
+)
 from nixery.image.name import ImageRequest
 
 # Bytes of the decisions that are kept for one identity, and of identities whose rights are kept. Clients make names up.
@@ -35,19 +42,22 @@ _VERBS = {
 _WORDS = frozenset({"everyone", "anonymous", "authenticated"})
 _TERM = re.compile(r"(?P<kind>user|group|claim):(?P<rest>.+)", re.DOTALL)
 
+# A character that image names cannot have (`image.spelling`).
+_ESCAPE = re.compile(r"__([2-6][0-9a-f]|7[0-9a-e])", re.ASCII)
+
 
 def check_term(term: str) -> str:
     """Check one element of ``who``.
 
     Raises:
-        ValueError: nobody can match it.
+        ValueError: it matches no identity.
     """
     if term in _WORDS:
         return term
     match = _TERM.fullmatch(term)
     if match is None:
         raise ValueError(
-            f"{term!r} is nobody: use everyone, anonymous, authenticated, user:NAME, group:NAME or claim:NAME=VALUE"
+            f"{term!r} matches no identity: use everyone, anonymous, authenticated, user:NAME, group:NAME or claim:NAME=VALUE"
         )
     if match["kind"] == "claim" and not all(match["rest"].partition("=")):
         raise ValueError(f"{term!r} should be claim:NAME=VALUE")
@@ -61,7 +71,8 @@ class Rule:
     Attributes:
         who: checked by ``check_term``; one has to match.
         may: what is allowed; empty to forbid.
-        packages: patterns of components of image names, ``shell`` among them.
+        packages: patterns of components of image names, ``shell`` among them, or of the attributes that they select:
+            ``g++`` is ``g__2b__2b``.
         tags: patterns.
         platforms: patterns, such as ``linux/arm64``.
     """
@@ -110,13 +121,20 @@ class Access:
         identity: whose rights these are.
         rules: those of the policy; ``None`` if there is none: all is allowed.
         shows_denials: whether the identity may learn that something is not allowed, rather than missing.
+        policy: that these rights are from; ``None`` for one that never changes.
     """
 
-    __slots__ = ("_decisions", "_rules", "identity", "shows_denials")
+    __slots__ = ("_decisions", "_policy", "_rules", "identity", "shows_denials")
 
     def __init__(
-        self, identity: Identity, rules: Sequence[Rule] | None, *, shows_denials: bool = False
+        self,
+        identity: Identity,
+        rules: Sequence[Rule] | None,
+        *,
+        shows_denials: bool = False,
+        policy: Policy | None = None,
     ) -> None:
+        self._policy = policy
         self.identity = identity
         self.shows_denials = shows_denials
         self._rules = None if rules is None else tuple(rule for rule in rules if rule.is_for(identity))
@@ -126,6 +144,11 @@ class Access:
     def is_restricted(self) -> bool:
         """Whether there are rules."""
         return self._rules is not None
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether the rules still apply. A long answer has to end when they do not."""
+        return self._policy is None or self._policy.is_in_force
 
     def allows(self, right: Right, requests: Sequence[ImageRequest], tag: str) -> bool:
         """Whether the identity has a right over all images that a name and a tag stand for."""
@@ -172,7 +195,11 @@ class Access:
 
     def without_hidden(self, error: NixeryError) -> NixeryError:
         """Return an error without the near names that the identity may not pull."""
-        if self._rules is None or not isinstance(error, PackagesUnavailable):
+        if self._rules is None:
+            return error
+        if isinstance(error, PlatformFailed):
+            return PlatformFailed(error.platform, self.without_hidden(error.error))
+        if not isinstance(error, PackagesUnavailable):
             return error
         packages = (
             replace(
@@ -263,11 +290,15 @@ class Policy:
     Args:
         rules: in their order.
         shows_denials: whether those who identified themselves learn that something is not allowed.
+
+    Attributes:
+        is_in_force: whether no later policy has replaced this one.
     """
 
     def __init__(self, rules: Sequence[Rule], *, shows_denials: bool = False) -> None:
         self.rules = tuple(rules)
         self.shows_denials = shows_denials
+        self.is_in_force = True
         self._access: LRUCache[Identity, Access] = LRUCache(_IDENTITIES)
 
     def access(self, identity: Identity) -> Access:
@@ -275,7 +306,7 @@ class Policy:
         # Two identities that differ in their claims alone are equal as keys, but not in what they may do.
         found = self._access.get(identity)
         if found is None or found.identity != identity:
-            found = Access(identity, self.rules, shows_denials=self.shows_denials)
+            found = Access(identity, self.rules, shows_denials=self.shows_denials, policy=self)
             self._access.put(identity, found, 1)
         return found
 
@@ -294,17 +325,35 @@ def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[R
     if first is None or right not in first.may:
         return False
     # `pkgs.curl` is `curl` by another path: what a rule forbids by name, it forbids under each path that ends so.
-    _, dot, end = name.partition(".")
-    while dot:
-        named = next((rule for rule in rules if applies(rule) and _names(rule.packages, end)), None)
+    for other in _other_names(name):
+        named = next((rule for rule in rules if applies(rule) and _names(rule.packages, other)), None)
         if named is not None and right not in named.may:
             return False
-        _, dot, end = end.partition(".")
     return True
 
 
+def _other_names(name: str) -> Iterator[str]:
+    """Yield the ends of an attribute path, and the names that ``image.spelling`` lets a component stand for."""
+    while True:
+        if name[:1].isdigit():
+            yield f"_{name}"
+        elif name[:2] in {"x_", "x-"}:
+            yield name[1:]
+        _, dot, name = name.partition(".")
+        if not dot:
+            return
+        yield name
+
+
+def _unescaped(component: str) -> tuple[str, ...]:
+    if "__" not in component:
+        return ()
+    return (_ESCAPE.sub(lambda match: chr(int(match[1], 16)), component),)
+
+
 def _matches_any(patterns: Sequence[str], name: str) -> bool:
-    return any(matches(pattern.lower(), name.lower()) for pattern in patterns)
+    names = [one.lower() for one in (name, *_unescaped(name))]
+    return any(matches(pattern.lower(), one) for pattern in patterns for one in names)
 
 
 def _names(patterns: Sequence[str], name: str) -> bool:

@@ -66,7 +66,7 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        what: settings, nix, git, sandbox, storage, source, config or index; or the name of an image.
+        what: settings, nix, git, tls, access, sandbox, storage, source, config or index; or the name of an image.
         right: whether it works.
         found: a description.
         advice: how to fix it; passed checks may have advice, too.
@@ -216,6 +216,8 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     if git:
         yield Finding("git", right=True, found=git, advice=_SAFER)
     yield from _tls(settings)
+    shown.begin("checking the access file")
+    yield from _access(settings)
     shown.begin("checking the storage")
     storage = _storage(settings)
     # Without Nix, nothing more is to be said about its builders.
@@ -300,6 +302,24 @@ def _tls(settings: Settings) -> Iterator[Finding]:
     names = ", ".join(credentials.names)
     found = f"the certificate is for {names}, and expires on {credentials.expires:%Y-%m-%d}"
     yield Finding("tls", True, found, "; ".join(advice(credentials, settings.public_url)))
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    import asyncio
+
+    from nixery.access.checking import check_access
+
+    if settings.access is None:
+        return
+    checked = asyncio.run(check_access(settings.access))
+    for problem in checked.problems:
+        yield Finding("access", False, problem, "docs/reference/access.md describes the access file")
+    if checked.summary:
+        yield Finding("access", right=True, found=checked.summary)
+    for problem in checked.unreachable:
+        yield Finding(
+            "access", False, problem, "see docs/how-to/identity-providers.md#when-a-token-is-refused"
+        )
 
 
 def _sandbox(settings: Settings) -> Finding:

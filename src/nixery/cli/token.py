@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,11 @@ import typer
 from nixery.access.identity import Right
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nixery.access.api_tokens import ApiToken
+    from nixery.access.audit import AuditLog
+    from nixery.settings import StorageSettings
 
 _FAILED = 1
 
@@ -70,8 +75,8 @@ def create(
         raise typer.BadParameter(f"{error}, or never", param_hint="--expires") from None
 
     async def command() -> tuple[str, ApiToken]:
-        with open_storage_session() as (_, opened):
-            return await ApiTokens(opened.records).create(
+        with open_storage_session() as (settings, opened), _audit(settings) as audit:
+            text, created = await ApiTokens(opened.records).create(
                 user,
                 groups=group or (),
                 rights=may or (Right.PULL,),
@@ -79,6 +84,9 @@ def create(
                 expires_in=life if isinstance(life, int) else None,
                 note=note,
             )
+            if audit is not None:
+                audit.token_created(created.id, created.identity.name)
+            return text, created
 
     text, created = run(command, quiet=True)
     if as_json:
@@ -135,9 +143,14 @@ def revoke(
     ids = [token_id(text) for text in tokens]
 
     async def command() -> list[bool]:
-        with open_storage_session() as (_, opened):
+        with open_storage_session() as (settings, opened), _audit(settings) as audit:
             stored = ApiTokens(opened.records)
-            return [one is not None and await stored.revoke(one) for one in ids]
+            owners = {one.id: one.identity.name for one in await stored.list()} if audit is not None else {}
+            revoked = [one is not None and await stored.revoke(one) for one in ids]
+            for one, existed in zip(ids, revoked, strict=True):
+                if audit is not None and one is not None and existed:
+                    audit.token_revoked(one, owners.get(one, ""))
+            return revoked
 
     revoked = run(command, quiet=True)
     for number, (identity, existed) in enumerate(zip(ids, revoked, strict=True), start=1):
@@ -150,6 +163,21 @@ def revoke(
             print_line(f"there is no API token {identity}; `nixery token list` prints all")
     if not all(revoked):
         raise typer.Exit(_FAILED)
+
+
+@contextmanager
+def _audit(settings: StorageSettings) -> Iterator[AuditLog | None]:
+    """Open the audit log; ``None`` without one, or if it is the standard output, which is the server's."""
+    from nixery.access.audit import AuditLog
+
+    if settings.audit_log is None or str(settings.audit_log) == "-":
+        yield None
+        return
+    log = AuditLog(settings.audit_log)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _as_json(one: ApiToken) -> dict[str, Any]:

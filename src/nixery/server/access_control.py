@@ -50,6 +50,9 @@ _REPOSITORY = re.compile(
     rf"/v2/(?P<name>{COMPONENT}(?:/{COMPONENT})*)/(?:manifests|blobs|referrers|tags)/", re.ASCII
 )
 
+# What an answer depends on, besides the path.
+_VARIES = "Authorization, Cookie"
+
 _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
 
@@ -131,6 +134,11 @@ class AccessControl:
             return error_response(
                 LoginRequired("send credentials, or get a token without any, to list images")
             )
+        if found.repositories is not None and not path.startswith("/v2/"):
+            # It was issued to pull some images, and its holder may be less trusted than its owner.
+            return errors_body(
+                _UNAUTHORIZED, "UNAUTHORIZED", "send credentials, not a token for pulling images"
+            )
         if path == "/metrics":
             allowed = access.allows_anything(Right.ADMIN)
             return None if allowed else error_response(access.denial("read figures of the server", "page"))
@@ -159,15 +167,26 @@ class AccessControl:
             self._audit.login_failed(str(error))
         return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", f"authentication failed: {error}")
 
-    def with_challenge(self, request: Request, response: Response) -> Response:
-        """Add to an answer how to log in, if that is what it asks for."""
+    def finish(self, request: Request, response: Response) -> Response:
+        """Add to an answer how to log in, if that is what it asks for; and keep it out of shared caches.
+
+        A cache between the server and its clients must not give one client what only another may see. Only answers to
+        anonymous clients, which everybody may see, can be public.
+        """
+        if request.path.startswith(_OPEN_PREFIX):
+            return response
+        headers = {**response.headers}
+        varies = headers.get("Vary")
+        headers["Vary"] = f"{varies}, {_VARIES}" if varies else _VARIES
+        if not current_access().identity.is_anonymous:
+            kept = headers.get("Cache-Control", "private")
+            headers["Cache-Control"] = kept.replace("public", "private")
         if response.status == _UNAUTHORIZED and isinstance(response, BytesResponse):
             way_in = self._present_login().way_in(request)
             if way_in is not None:
                 return way_in
-            more = {"WWW-Authenticate": self._challenge(request), "Vary": "Authorization"}
-            return replace(response, headers={**response.headers, **more})
-        return response
+            headers["WWW-Authenticate"] = self._challenge(request)
+        return replace(response, headers=headers)
 
     def _challenge(self, request: Request) -> str:
         """Return how a client logs in (RFC 7235): registry clients with a token, others with a password."""

@@ -309,7 +309,7 @@ class ImageDocuments:
         return await self._writer.write(partial(_json, answer))
 
     async def digest(self, image: str) -> Response:
-        """Answer with the digest of the image of a name and a tag, or with none if it was not built yet.
+        """Answer with the digest of the image of a name and a tag, or with none if it was not built yet or the client may not pull it.
 
         A name for several platforms has none: the digest of such an image is that of its index, which is not
         looked up.
@@ -318,6 +318,9 @@ class ImageDocuments:
             NixeryError: the name or the tag is invalid, or the source is unavailable.
         """
         name, tag, requests = _parsed(image, self._platforms)
+        # Not a 401: while a name is being composed, the browser would ask for a password.
+        if not current_access().allows(Right.PULL, requests, tag):
+            return _json({"name": name, "tag": tag, "digest": None})
         pin = await self._descriptions.pin(tag)
         digest = await self._descriptions.digest(requests[0], pin) if len(requests) == 1 else None
         return _json({"name": name, "tag": tag, "digest": digest})
@@ -416,6 +419,7 @@ async def describe(
         NixeryError: the name or the tag is invalid, or the source is unavailable.
     """
     name, tag, requests = _parsed(image, platforms)
+    current_access().require(Right.PULL, requests, name, tag)
     pin = await descriptions.pin(tag)
     found = await asyncio.gather(
         *(descriptions.describe(request, pin, compare=compare) for request in requests)
@@ -431,10 +435,9 @@ async def describe(
 
 
 def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequence[ImageRequest]]:
-    """Return the name and the tag in ``NAME[:TAG]`` that the client may pull, and a request for each platform.
+    """Return the name and the tag in ``NAME[:TAG]``, and a request for each platform.
 
     Raises:
-        LoginRequired, AccessDenied, NotVisible: the client may not pull it.
         ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the asker may not pull it.
     """
@@ -442,7 +445,6 @@ def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequen
     requests = requests_for(name, platforms)
     match parse_reference(given or "latest"):
         case Tag(name=tag, is_derived_from_digest=False):
-            current_access().require(Right.PULL, requests, name, tag)
             return name, tag, requests
         case _:
             raise ManifestUnknown(given, "is not a tag of the package source")
@@ -492,7 +494,6 @@ def _failures(progress: Progress) -> Response:
     failures = [
         {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
         for attribute, reason in progress.failures
-        if current_access().allows_package(Right.PULL, attribute)
     ]
     return _json({**_progress(progress), "failures": failures})
 

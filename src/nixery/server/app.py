@@ -149,10 +149,10 @@ class Application:
             if answer is None:
                 handler = self._handler(request.path)
                 answer = _not_found() if handler is None else await handler(request)
-            if self._access is not None:
-                answer = self._access.with_challenge(request, answer)
             if isinstance(answer, ErrorResponse) and self._error_page is not None and _is_for_person(request):
-                return self._error_page(request, answer), None
+                answer = self._error_page(request, answer)
+            if self._access is not None:
+                answer = self._access.finish(request, answer)
             if not isinstance(answer, StreamResponse) or request.method == "HEAD":
                 return answer, None
             return await start_body(answer)

@@ -102,7 +102,8 @@ class PublishedBuilds:
         return current_access().is_restricted or self.public
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
-        """See ``BuildHistory.follow``. Ends early to make room for a client that has fewer streams.
+        """See ``BuildHistory.follow``. Ends early to make room for a client that has fewer streams, and when rules change:
+        the client then asks again.
 
         Raises:
             TooBusy: too many streams are open.
@@ -115,6 +116,8 @@ class PublishedBuilds:
         try:
             async with aclosing(self._history.follow(build, after)) as changes:
                 while (change := await _next_change(displaced, anext(changes, None))) is not None:
+                    if not current_access().is_in_force:
+                        break
                     report, lines = change
                     yield self._shown(report), lines if self.shows_names else ()
         finally:

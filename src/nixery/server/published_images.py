@@ -11,6 +11,7 @@ from nixery.access.policy import current_access
 from nixery.builds.slots import Slots
 from nixery.errors import TooBusy
 from nixery.image.name import parse_image_name
+from nixery.server.visible_entries import visible_entries
 from nixery.storage.catalogue import Catalogue
 
 # Names of a page.
@@ -69,10 +70,15 @@ class PublishedImages:
         # The largest text below all names with this beginning. A name of just these characters is one of them, and a
         # listing returns larger names only.
         before = f"{beginning[:-1]}{chr(ord(beginning[-1]) - 1)}\x7f" if beginning else ""
-        async with self._slots.slot():
-            names = await self._catalogue.names(max(after, before), _PAGE + 1)
-        found = [name for name in names if name.startswith(beginning)]
-        after_page = found[_PAGE - 1] if len(found) > _PAGE else None
         access = current_access()
-        shown = [name for name in found[:_PAGE] if access.allows_name(Right.PULL, parse_image_name(name))]
-        return FoundImages(shown, after_page)
+
+        async def read(after: str, limit: int) -> Sequence[str]:
+            names = await self._catalogue.names(after, limit)
+            return [name for name in names if name.startswith(beginning)]
+
+        def is_visible(name: str) -> bool:
+            return access.allows_name(Right.PULL, parse_image_name(name))
+
+        async with self._slots.slot():
+            found = await visible_entries(read, is_visible, max(after, before), _PAGE + 1)
+        return FoundImages(found[:_PAGE], found[_PAGE - 1] if len(found) > _PAGE else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nixery.access.identity import Right
@@ -196,7 +196,7 @@ class PublishedPackages:
                     near = ()
         # How many names there are that somebody may pull is not known: that would take a decision for each.
         total = len(found) if current_access().is_restricted else len(names)
-        return FoundPackages([one for one in found if _is_visible(one.name)], total, progress, near)
+        return FoundPackages([one for one in found if _is_visible(one.name)], total, _shown(progress), near)
 
     async def summary(self) -> PackageSetSummary | None:
         """Summarise the package set of the default tag; ``None`` before the first look-up of that tag.
@@ -278,6 +278,13 @@ class PublishedPackages:
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
+
+
+def _shown(progress: Progress) -> Progress:
+    """Return the progress without the failures of attributes that the asker may not pull."""
+    if not current_access().is_restricted:
+        return progress
+    return replace(progress, failures=tuple(one for one in progress.failures if _is_visible(one[0])))
 
 
 def _is_visible(name: str) -> bool:

@@ -244,10 +244,6 @@ class ServerSettings(_Group):
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
     certificate of one of them. A certificate admits a connection, and identifies no user.
     """
-    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
-    """File to which the server appends the [audit log](access.md#audit-log); `-` for the standard
-    output. Without it, there is none.
-    """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and
@@ -499,6 +495,11 @@ class StorageSettings(_Group):
         1, alias="NIXERY_SCRUB_RATE", ge=0, le=1 << 16
     )
     """Rate at which the server reads stored blobs in the background to find broken ones; `0` for none."""
+
+    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
+    """File to which the server, and `nixery token`, append the [audit log](access.md#audit-log); `-` for the
+    standard output of the server. Without it, there is none.
+    """
 
     @property
     def storage_options(self) -> StorageOptions:

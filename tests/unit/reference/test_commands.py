@@ -24,7 +24,6 @@ COMMANDS = (
     "token list",
     "token revoke",
     "password",
-    "tls self-signed",
 )
 
 

@@ -258,6 +258,12 @@ class Pages:
     def _reference_page(self) -> Response:
         return self._templates.response("docs.html", reference=self._reference)
 
+    def _docs(self) -> Response:
+        # With rules, each page says who is logged in.
+        if current_access().is_restricted:
+            return self._templates.response("docs.html", reference=self._reference)
+        return self._reference_page
+
     async def _answer(self, request: Request) -> Response:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
@@ -311,7 +317,7 @@ class Pages:
                 headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
                 return BytesResponse(200, self._reference.content, headers)
             case "docs":
-                return self._reference_page
+                return self._docs()
             case _:
                 return self._templates.response(
                     "help.html",

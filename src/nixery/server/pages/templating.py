@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import nixery
+from nixery.access.policy import current_access
 from nixery.errors import NixeryError
 from nixery.plain_text import escaped_lines
 from nixery.server.errors import heading, retry_headers, status_and_code
@@ -76,7 +77,9 @@ class Templates:
             unhashed,
         )
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
-        self._environment.globals.update(static=static.address, version=nixery.__version__)
+        self._environment.globals.update(
+            static=static.address, version=nixery.__version__, access=current_access
+        )
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
         """Answer with a page."""

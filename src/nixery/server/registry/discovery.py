@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,6 +17,7 @@ from nixery.oci.documents import MediaType
 from nixery.server.errors import errors_body
 from nixery.server.http import BytesResponse, Request
 from nixery.server.registry.permissions import Permissions
+from nixery.server.visible_entries import visible_entries
 from nixery.storage.catalogue import Catalogue
 
 # Entries of a page by default, and at most.
@@ -56,10 +58,10 @@ class Discovery:
             raise LoginRequired("the token is not for the catalog")
         size = _page_size(request)
         async with self._slots.slot():
-            names = await self._catalogue.names(request.query.get("last", ""), size + 1)
+            names = await visible_entries(
+                self._catalogue.names, self._permissions.may_pull, request.query.get("last", ""), size + 1
+            )
         page, headers = _page(names, size, "/v2/_catalog")
-        # A page may have fewer names than asked for; its link leads on.
-        page = [name for name in page if self._permissions.may_pull(name)]
         return _json({"repositories": page}, "application/json", headers)
 
     async def tags(self, request: Request, name: str) -> BytesResponse:
@@ -76,11 +78,12 @@ class Discovery:
         self._permissions.require_some_tag(name)
         size, last = _page_size(request), request.query.get("last", "")
         async with self._slots.slot():
-            tags = await self._catalogue.tags(name, last, size + 1)
-            if not tags and not (last and await self._catalogue.tags(name, "", 1)):
+            read = partial(self._catalogue.tags, name)
+            may_pull = partial(self._permissions.may_pull, name)
+            tags = await visible_entries(read, may_pull, last, size + 1)
+            if not tags and not (last and await visible_entries(read, may_pull, "", 1)):
                 raise NameUnknown(name)
         page, headers = _page(tags, size, f"/v2/{quote(name)}/tags/list")
-        page = [tag for tag in page if self._permissions.may_pull(name, tag)]
         return _json({"name": name, "tags": page}, "application/json", headers)
 
     async def referrers(self, request: Request, name: str, digest: str) -> BytesResponse:

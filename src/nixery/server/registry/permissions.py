@@ -26,6 +26,9 @@ from nixery.storage.catalogue import Catalogue
 # Bytes for the parts of images in memory; an image has a hundred.
 _CAPACITY = 32 * 1024 * 1024
 
+# Tags of a digest that are kept: rules may allow one, and no other.
+_TAGS = 8
+
 # Names whose meaning is kept.
 _NAMES = 4096
 
@@ -51,8 +54,8 @@ class Permissions:
         self._blobs = blobs
         self.platforms = platforms
         # By name as clients write it, and digest.
-        self._tags: LRUCache[tuple[str, Digest], str] = LRUCache(_CAPACITY)
-        self._noted: LRUCache[tuple[str, Digest], str] = LRUCache(_CAPACITY // 16)
+        self._tags: LRUCache[tuple[str, Digest], tuple[str, ...]] = LRUCache(_CAPACITY)
+        self._noted: LRUCache[tuple[str, str, Digest], bool] = LRUCache(_CAPACITY // 16)
         self._requests = lru_cache(_NAMES)(partial(requests_for, default_platforms=tuple(platforms)))
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.IMAGES)
 
@@ -104,12 +107,12 @@ class Permissions:
         if not access.is_restricted:
             return
         requests = self._requests(name)
-        tag = self._tags.get((name, digest))
-        if tag is not None and access.allows(Right.PULL, requests, tag):
+        tags = self._tags.get((name, digest)) or ()
+        if any(access.allows(Right.PULL, requests, tag) for tag in tags):
             return
         access.require_anywhere(Right.PULL, requests, name)
-        tag = tag or await self._find(name, digest)
-        if tag is None or not access.allows(Right.PULL, requests, tag):
+        tags = tags or await self._find(name, digest)
+        if not any(access.allows(Right.PULL, requests, tag) for tag in tags):
             raise unknown
 
     async def note(self, name: str, tag: str, document: Document) -> None:
@@ -119,30 +122,32 @@ class Permissions:
 
     def note_part(self, name: str, document: Document) -> None:
         """Remember the parts of a manifest that ``require_digest`` has found to be a part of an image of a name."""
-        tag = self._tags.get((name, document.descriptor.digest))
-        if tag is not None:
+        for tag in self._tags.get((name, document.descriptor.digest)) or ():
             self._note(name, tag, document)
 
     def _note(self, name: str, tag: str, document: Document) -> None:
-        key = (name, document.descriptor.digest)
-        if not current_access().is_restricted or self._noted.get(key) == tag:
+        key = (name, tag, document.descriptor.digest)
+        if not current_access().is_restricted or self._noted.get(key):
             return
-        self._noted.put(key, tag, len(name))
+        self._noted.put(key, True, len(name) + len(tag))
         self._add(name, tag, document.descriptor.digest, document.content)
 
     def _add(self, name: str, tag: str, digest: Digest, content: bytes) -> list[Digest]:
         parts = [part for part, _ in referenced_blobs(content)]
         for one in (digest, *parts):
-            self._tags.put((name, one), tag, 64)
+            others = [other for other in self._tags.get((name, one)) or () if other != tag]
+            self._tags.put((name, one), (tag, *others)[:_TAGS], 64 * (1 + len(others)))
         return parts
 
-    async def _find(self, name: str, digest: Digest) -> str | None:
+    async def _find(self, name: str, digest: Digest) -> tuple[str, ...]:
         async with self._slots.slot():
-            tag = self._tags.get((name, digest)) or await self._catalogue.tag_of(name, digest)
-            if tag is None:
+            tags = self._tags.get((name, digest))
+            if not tags and (tag := await self._catalogue.tag_of(name, digest)) is not None:
+                tags = (tag,)
+            if not tags:
                 await self._read(name, digest)
-                tag = self._tags.get((name, digest))
-        return tag
+                tags = self._tags.get((name, digest))
+        return tags or ()
 
     async def _read(self, name: str, wanted: Digest) -> None:
         """Read the manifests of a name until one has a part."""
