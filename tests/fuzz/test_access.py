@@ -170,7 +170,7 @@ class _Descriptions:
 
     async def digest(self, request: ImageRequest, _pin: object) -> str | None:
         found = self._stored.get((request, self._tag))
-        return found and found.manifest
+        return None if found is None else found.manifest
 
     async def describe(
         self, request: ImageRequest, _pin: object, *, compare: bool
