@@ -188,7 +188,6 @@ def test_errors_suggest_no_hidden_names(is_nested: bool) -> None:  # noqa: FBT00
 def test_rights_end_with_their_policy() -> None:
     policy = Policy([rule(PULL)])
     access = policy.access(BOB)
-    assert access.is_in_force
+    before = access.is_in_force
     policy.is_in_force = False
-    assert not access.is_in_force
-    assert Access(BOB, None).is_in_force
+    assert (before, access.is_in_force, Access(BOB, None).is_in_force) == (True, False, True)
