@@ -163,10 +163,11 @@ async def test_a_key_from_a_file(records: RecordStore, tmp_path: Path, clock: Cl
         await RegistryTokens(SigningKeys(records), 300, clock).verify(token)
 
 
-@pytest.mark.parametrize("content", [b"", b"no key", ECKey.generate_key("P-384").as_pem(private=True)])
-def test_a_file_without_a_private_key_is_a_mistake(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kind", ["empty", "text", "other curve"])
+def test_a_file_without_a_private_key_is_a_mistake(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "key.pem"
-    file.write_bytes(content)
+    other = ECKey.generate_key("P-384").as_pem(private=True)
+    file.write_bytes({"empty": b"", "text": b"no key", "other curve": other}[kind])
     with pytest.raises(SettingsError, match="should have a private P-256 key"):
         read_key(file)
     with pytest.raises(SettingsError, match="cannot read"):
