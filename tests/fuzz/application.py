@@ -136,7 +136,7 @@ class _Events:
 class _Protocol:
     """Receives a response as the web server does; an empty body counts as long as its header says."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes = b"") -> None:
         self.responses: list[Response] = []
         self._body = body
 

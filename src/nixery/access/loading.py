@@ -99,7 +99,7 @@ class AccessRules:
             await self._passwords.close()
 
     async def _reload(self) -> None:
-        passwords = self._passwords
+        passwords, before = self._passwords, self.current.policy
         try:
             file = await asyncio.to_thread(read_access_file, self._path)
             self.current = self._made(file, self.current.oidc)
@@ -110,6 +110,7 @@ class AccessRules:
                 problems=list(error.problems),
             )
             return
+        before.is_in_force = False
         self.tokens.lifetime = file.tokens.lifetime
         if passwords is not None:
             await passwords.close()

@@ -102,8 +102,9 @@ class PublishedBuilds:
         return current_access().is_restricted or self.public
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
-        """See ``BuildHistory.follow``. Ends early to make room for a client that has fewer streams, and when rules change:
-        the client then asks again.
+        """See ``BuildHistory.follow``.
+
+        Ends early to make room for a client that has fewer streams, and when rules change: the client then asks again.
 
         Raises:
             TooBusy: too many streams are open.

@@ -68,11 +68,13 @@ class Commands(Protocol):
     """
 
     name: ClassVar[str]
-    shell: Shell
     shows: ClassVar[AbstractSet[Case]]
     login_shows: ClassVar[bool]
     login_asks: ClassVar[bool]
     asks_first: ClassVar[bool]
+
+    @property
+    def shell(self) -> Shell: ...
 
     def pull(self, reference: str, copy: Path, credentials: Credentials | None) -> Sequence[str]: ...
 

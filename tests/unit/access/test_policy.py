@@ -138,7 +138,7 @@ def test_who_is_meant(who: str, identity: Identity, is_meant: bool) -> None:  # 
 
 @pytest.mark.parametrize("term", ["bob", "user:", "claim:ref", "claim:=x", "Everyone", ""])
 def test_a_term_that_matches_nobody_is_a_mistake(term: str) -> None:
-    with pytest.raises(ValueError, match=r"is nobody|should be"):
+    with pytest.raises(ValueError, match=r"matches no identity|should be"):
         check_term(term)
 
 
@@ -183,3 +183,11 @@ def test_errors_suggest_no_hidden_names(is_nested: bool) -> None:  # noqa: FBT00
     said = str(Access(BOB, [rule(PULL, "git")]).without_hidden(error))
     assert "git" in said
     assert "secret" not in said
+
+
+def test_rights_end_with_their_policy() -> None:
+    policy = Policy([rule(PULL)])
+    access = policy.access(BOB)
+    before = access.is_in_force
+    policy.is_in_force = False
+    assert (before, access.is_in_force, Access(BOB, None).is_in_force) == (True, False, True)
