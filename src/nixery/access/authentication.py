@@ -39,6 +39,7 @@ API_TOKEN_PREFIX = "nixery_"  # noqa: S105 -- marks a token, and is none
 
 # Dots between the parts of a signed token, which begins with a JSON object in base64url (RFC 7515).
 _DOTS, _JSON = 2, "eyJ"
+_SIGNED = f"Bearer {_JSON}"
 
 _REFUSED = "the user name or the password is wrong"
 
@@ -139,14 +140,14 @@ class Authenticator:
         self._wall_clock = wall_clock
         # Under a keyed hash: passwords do not stay in memory.
         self._key = secrets.token_bytes(32)
-        self._remembered: TTLCache[bytes, Authenticated] = TTLCache(_CAPACITY, clock)
+        self._remembered: TTLCache[tuple[bytes, str | bytes], Authenticated] = TTLCache(_CAPACITY, clock)
 
     def remembered(self, headers: Mapping[str, str]) -> Authenticated | None:
         """Return the result for credentials that were checked a short time ago, or for a request without any."""
         authorization = headers.get("authorization")
         if authorization is None:
             return _ANONYMOUS if self._verifiers.proxy is None else None
-        return self._remembered.get(self._hashed(authorization))
+        return self._remembered.get(self._key_of(authorization))
 
     def forget(self) -> None:
         """Check all credentials anew: a password may have changed."""
@@ -170,7 +171,7 @@ class Authenticator:
             return self._by_proxy(headers, peer) or _ANONYMOUS
         if len(authorization) > _LONGEST:
             raise CredentialsRefused("the credentials are too long")
-        key = self._hashed(authorization)
+        key = self._key_of(authorization)
         found = self._remembered.get(key)
         if found is not None:
             return found
@@ -183,7 +184,7 @@ class Authenticator:
             case _:
                 raise CredentialsRefused("this registry takes Basic and Bearer credentials")
         if seconds > 0:
-            self._remembered.put(key, found, 256, seconds)
+            self._remembered.put(key, found, 256 + len(authorization), seconds)
         return found
 
     async def _by_token(self, token: str) -> tuple[Authenticated, float]:
@@ -243,5 +244,8 @@ class Authenticator:
         groups = frozenset(group for part in listed.split(",") if is_text(group := part.strip()))
         return Authenticated(Identity(Kind.PROXY, user, groups))
 
-    def _hashed(self, authorization: str) -> bytes:
-        return hmac.digest(self._key, authorization.encode(errors="surrogatepass"), hashlib.sha256)
+    def _key_of(self, authorization: str) -> tuple[bytes, str | bytes]:
+        # Signed tokens are long and live for minutes: a hash of each would cost as much as all that follows.
+        if authorization.startswith(_SIGNED):
+            return self._key, authorization
+        return self._key, hmac.digest(self._key, authorization.encode(errors="surrogatepass"), hashlib.sha256)

@@ -111,7 +111,8 @@ class AccessControl:
         except NixeryError as error:
             return request, error_response(error)
         if found.repositories is not None:
-            request = replace(request, repositories=found.repositories, catalog=found.catalog)
+            # In place: a copy would cost as much as the rest of this. No handler has seen the request yet.
+            request.repositories, request.catalog = found.repositories, found.catalog
         return request, await self._at_door(request, found, observed)
 
     async def _at_door(  # noqa: PLR0911 -- a kind of path each
