@@ -58,10 +58,11 @@ test:
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
 
-# Without the tests of what no user changes: the answers of buckets and of evaluations.
+# Without the tests of what no user changes: units, addresses of clients, the answers of buckets and of evaluations.
 test-plain-user: setup
 	@scripts/as_plain_user.sh $(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist loadgroup -m security \
-	    --ignore tests/integration/test_buckets.py --ignore tests/integration/test_hostile_package_sets.py tests/unit tests/integration
+	    --ignore tests/integration/test_buckets.py --ignore tests/integration/test_clients.py \
+	    --ignore tests/integration/test_hostile_package_sets.py tests/integration
 
 audit:
 	@scripts/audit.sh

@@ -1,4 +1,4 @@
-"""The commands that make credentials, on a directory and on a bucket."""
+"""The commands that make credentials. tests/storage_contract has tokens in buckets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 
 from nixery.access.passwords import Htpasswd
 from tests.support.command_line import CommandLine
-from tests.support.object_stores import moto
 from tests.support.server import clean_environment
 
 
@@ -56,19 +55,6 @@ def test_tokens_are_created_listed_and_revoked(nixery: CommandLine, tmp_path: Pa
         ("token-revoked", identity, "ci"),
     ]
     assert secret not in audit
-
-
-def test_a_bucket_has_tokens(tmp_path: Path) -> None:
-    with moto(tmp_path) as bucket:
-        nixery = CommandLine(bucket.settings, tmp_path)
-        created = json.loads(
-            nixery("token", "create", "--user", "bob", "--expires", "never", "--json").stdout
-        )
-        assert created["token"].startswith(f"nixery_{created['id']}_")
-        assert (created["may"], created["packages"], created["expires"]) == (["pull"], ["*"], None)
-        (listed,) = json.loads(nixery("token", "list", "--json").stdout)
-        assert listed == {name: value for name, value in created.items() if name != "token"}
-        assert nixery("token", "revoke", created["id"]).stdout == ""
 
 
 def typed(directory: Path, *answers: str) -> tuple[int, str]:

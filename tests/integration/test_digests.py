@@ -44,8 +44,10 @@ _NAMES = (
 )
 
 
-@pytest.mark.parametrize("budget", ["1", "20", "94"])
-@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+# How layers are grouped does not depend on how they are compressed.
+@pytest.mark.parametrize(
+    ("compression", "budget"), [("gzip", "1"), ("gzip", "20"), ("gzip", "94"), ("zstd", "94")]
+)
 def test_digests_are_as_recorded(tmp_path: Path, compression: str, budget: str) -> None:
     # Outside any git work tree: a commit's date would become part of the image.
     package_set = shutil.copytree(_HERE / "packageset", tmp_path / "set")
