@@ -2,7 +2,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference
@@ -106,6 +106,7 @@ def test_the_library_prefix_of_docker_is_removed() -> None:
 _BOTH = (AMD64, ARM64)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["shell", "amd64", "arm64", "library", "git", "zlib"]), min_size=1, max_size=6)
 )

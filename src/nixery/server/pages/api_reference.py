@@ -20,6 +20,7 @@ _TITLES = {
     "pages": "Pages",
     "health": "Health",
     "operations": "Operations",
+    "access": "Log in",
     "refused": "Refused",
 }
 
