@@ -171,7 +171,7 @@ class ApiTokens:
         expires_in: float | None = None,
         note: str = "",
     ) -> tuple[str, ApiToken]:
-        """Create a token; return its text, which cannot be had again, and the rest.
+        """Create a token; return its text, which the storage does not keep, and what the storage keeps.
 
         Args:
             name: who the token identifies.

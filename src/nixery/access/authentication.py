@@ -15,10 +15,13 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from nixery.access.api_tokens import ApiTokens
 from nixery.access.configuration import Proxy
+from nixery.access.failed_logins import FailedLogins
 from nixery.access.identity import ANONYMOUS, CredentialsRefused, Identity, Kind, is_text
+from nixery.access.oidc import OidcIssuers
+from nixery.access.passwords import Htpasswd
 from nixery.access.registry_tokens import LONGEST_TOKEN, RegistryTokens, looks_like_one
 from nixery.caching import TTLCache
 from nixery.request_context import Client
@@ -42,42 +45,6 @@ _DOTS, _JSON = 2, "eyJ"
 _SIGNED = f"Bearer {_JSON}"
 
 _REFUSED = "the user name or the password is wrong"
-
-
-class Passwords(Protocol):
-    """Users with passwords (``access.passwords``)."""
-
-    async def verify(self, user: str, password: str) -> bool:
-        """Whether a password is right."""
-        ...
-
-
-class TokenVerifier(Protocol):
-    """Tokens of the API, or of OIDC issuers."""
-
-    async def verify(self, token: str) -> Identity:
-        """Check a token.
-
-        Raises:
-            CredentialsRefused: it is wrong.
-        """
-        ...
-
-
-class FailedLogins(Protocol):
-    """Slows down who tries passwords."""
-
-    def admit(self, address: str, user: str) -> None:
-        """Raise ``TooBusy`` where another attempt is too early."""
-        ...
-
-    def failed(self, address: str, user: str) -> None:
-        """Count a failure."""
-        ...
-
-    def succeeded(self, address: str, user: str) -> None:
-        """Forget failures."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +80,11 @@ class Verifiers:
     """
 
     registry_tokens: RegistryTokens
-    api_tokens: TokenVerifier
+    api_tokens: ApiTokens
     failed_logins: FailedLogins
-    passwords: Passwords | None = None
+    passwords: Htpasswd | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    oidc: TokenVerifier | None = None
+    oidc: OidcIssuers | None = None
     proxy: Proxy | None = None
 
 
@@ -218,7 +185,7 @@ class Authenticator:
             return _ANONYMOUS, _REMEMBERED
         if not colon or not is_text(user):
             raise CredentialsRefused(_REFUSED)
-        # A wrong token is not slowed down: nobody guesses one.
+        # A wrong token does not slow its client down: a token cannot be guessed.
         if password.startswith(API_TOKEN_PREFIX) or (
             self._verifiers.oidc is not None and password.startswith(_JSON) and password.count(".") == _DOTS
         ):

@@ -164,7 +164,7 @@ class Access:
             tag: of the image.
 
         Raises:
-            LoginRequired: nobody is logged in, and the right is missing.
+            LoginRequired: the right is missing, and the client sent no credentials.
             AccessDenied: it is missing, and the identity may know that.
             NotVisible: it is missing.
         """

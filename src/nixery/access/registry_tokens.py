@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -76,18 +76,6 @@ class Grants:
     repositories: frozenset[str]
     catalog: bool
     expires: float
-
-
-class Signer(Protocol):
-    """The keys of ``SigningKeys``, and of tests."""
-
-    async def current(self) -> ECKey:
-        """Return the key to sign with."""
-        ...
-
-    async def find(self, key_id: str) -> ECKey | None:
-        """Return a key to verify with."""
-        ...
 
 
 class SigningKeys:
@@ -175,7 +163,7 @@ class RegistryTokens:
         clock: seconds since the epoch.
     """
 
-    def __init__(self, keys: Signer, lifetime: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, keys: SigningKeys, lifetime: int, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
         self._clock = clock
         self.lifetime = lifetime

@@ -33,7 +33,7 @@ _CA_NAMES = {
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 
 # The Linux Standard Base requires root, bin and daemon. The kernel and runtimes give files to 65534 and to tty,
-# the group of terminals. Servers run as the user nobody and in the group nobody or nogroup. `useradd` looks up
+# the group of terminals. Many servers run as the user `nobody`, in the group `nobody` or `nogroup`. `useradd` looks up
 # the groups mail and users.
 _USERS = (
     ("root", 0, "/root", ""),

@@ -76,7 +76,7 @@ def make_certificates(hosts: Sequence[str], directory: Path, lifetime: timedelta
 
 
 def trust_instructions(host: str, port: int, directory: Path) -> str:
-    """Return what a server, and each client, has to be told about the certificates.
+    """Return the settings of the server, and the set-up of each client, for the certificates.
 
     Args:
         host: by which clients reach the server.

@@ -18,7 +18,6 @@ from joserfc.jwk import ECKey
 from nixery.access.identity import CredentialsRefused, Identity, Kind, Limits, Right
 from nixery.access.registry_tokens import LONGEST_TOKEN, RegistryTokens, SigningKeys, looks_like_one, read_key
 from nixery.errors import SettingsError
-from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 
 NOW = 1_700_000_000
@@ -33,13 +32,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> RecordStore:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    return RecordStore(FilesystemDriver(tmp_path, temporary))
 
 
 @pytest.fixture
