@@ -26,6 +26,7 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
+    │   ├── NarRefused                the binary cache: its contents are not what it has announced
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
@@ -321,6 +322,26 @@ class PackageSetChanged(PackageSetError):
 
 class SourceUnreachable(PackageSetError):
     """The package source does not answer at the moment; a retry may help."""
+
+
+class NarRefused(BuildError):
+    """The contents of a store path, as a binary cache serves them, are damaged or not those that it has announced.
+
+    Attributes:
+        path: the store path.
+        reason: what is wrong with its NAR.
+        cache: the URL of the binary cache; may be empty.
+    """
+
+    def __init__(self, path: str, reason: str, cache: str = "") -> None:
+        source = f"the binary cache {cache}" if cache else "a binary cache"
+        super().__init__(
+            f"{source} serves a NAR of {path} that is refused: {reason}; retry, or remove the cache from the "
+            "substituters of Nix's configuration"
+        )
+        self.path = path
+        self.reason = reason
+        self.cache = cache
 
 
 class NixError(BuildError):
