@@ -6,10 +6,12 @@ local Nix store (``LocalStore``) or come from a binary cache (``NarContents``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from nixery.closure import STORE_DIRECTORY, PathInfo
+from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath
 from nixery.packing.archive import Archive
 
 STORE = STORE_DIRECTORY.encode()
@@ -87,3 +89,37 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: Store
         archive.directory(above)
     for path in paths:
         contents.add(archive, path)
+
+
+class MixedContents:
+    """Store paths from several places. See ``StoreContents`` for its methods.
+
+    Args:
+        places: the contents that have each store path.
+    """
+
+    def __init__(self, places: Mapping[StorePath, StoreContents]) -> None:
+        self._places = {path.base_name.encode(): contents for path, contents in places.items()}
+
+    def add(self, archive: Archive, info: PathInfo) -> None:
+        """Append a store path; see ``StoreContents``."""
+        self._place(info.path.base_name.encode()).add(archive, info)
+
+    def look(self, name: bytes) -> tuple[int, bytes]:
+        """Return the mode of a file, and the target of a symlink; see ``StoreContents``."""
+        return self._place(name).look(name)
+
+    def names(self, name: bytes) -> Iterator[Name]:
+        """List a directory; see ``StoreContents``."""
+        return self._place(name).names(name)
+
+    def read(self, name: bytes, limit: int) -> bytes:
+        """Return the beginning of a regular file; see ``StoreContents``."""
+        return self._place(name).read(name, limit)
+
+    def _place(self, name: bytes) -> StoreContents:
+        base_name, _, _ = name.partition(b"/")
+        contents = self._places.get(base_name)
+        if contents is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return contents

@@ -38,7 +38,7 @@ _HEADER = struct.Struct("<III")
 # targets contain a zero. The types: a plain file and an executable one with their sizes, a symlink with its target,
 # a directory with its number.
 PLAIN, EXECUTABLE, SYMLINK, DIRECTORY = b"r", b"x", b"l", b"d"
-_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d([0-9]{1,7}))" % LONGEST_PATH
+_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d(0|[1-9][0-9]{0,6}))" % LONGEST_PATH
 _ROOT = re.compile(_NODE)
 _ENTRY = re.compile(rb"([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
 
@@ -265,7 +265,7 @@ def _decompressed(record: bytes) -> bytes:
         size = zstandard.frame_content_size(record)
         if not 0 <= size <= MOST_BYTES + MOST_KEPT + 8 * MOST_NAMES:
             raise ValueError("a listing exceeds its limits")
-        text = zstandard.ZstdDecompressor().decompress(record)
+        text = zstandard.ZstdDecompressor().decompress(record, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError("a listing is torn") from error
     return text
@@ -273,7 +273,8 @@ def _decompressed(record: bytes) -> bytes:
 
 def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     match = _ROOT.fullmatch(root)
-    if match is None or int(match[1] or 0) >= max(1, len(directories)) + (match[1] is None):
+    # The store path itself comes last.
+    if match is None or (int(match[1]) if match[1] else -1) != len(directories) - 1:
         raise ValueError("a listing's root is not valid")
     if sum(map(len, directories)) > MOST_BYTES:
         raise ValueError("a listing exceeds its limits")
@@ -298,7 +299,7 @@ def _from_json(root: Any) -> tuple[bytes, list[bytes]]:  # noqa: ANN401 -- JSON 
 
     def node(value: Any) -> bytes:  # noqa: ANN401
         match value:
-            case {"type": "regular", "size": int(size)}:
+            case {"type": "regular", "size": int(size)} if type(size) is int:
                 return (EXECUTABLE if value.get("executable") is True else PLAIN) + b"%d" % size
             case {"type": "symlink", "target": str(target)}:
                 return SYMLINK + target.encode()
