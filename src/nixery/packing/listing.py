@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 from collections.abc import ItemsView, Iterator, Sequence
+from operator import ge
 from typing import Any, NamedTuple, Self
 
 import zstandard
@@ -24,7 +25,7 @@ from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE,
 # Debian's packages, with 120,000 names, has 6 MB of text.
 MOST_NAMES = 1 << 20
 MOST_BYTES = 1 << 26
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 20
 
 # Bytes that a kept content counts for beside its own and those of its name.
 KEPT_COST = 128
@@ -40,7 +41,7 @@ _HEADER = struct.Struct("<III")
 PLAIN, EXECUTABLE, SYMLINK, DIRECTORY = b"r", b"x", b"l", b"d"
 _NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d(0|[1-9][0-9]{0,6}))" % LONGEST_PATH
 _ROOT = re.compile(_NODE)
-_ENTRY = re.compile(rb"([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
+_ENTRY = re.compile(rb"(?<![^\0])([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
 
 _RELATIVE = frozenset({b".", b".."})
 
@@ -282,12 +283,12 @@ def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     for number, text in enumerate(directories):
         entries = _ENTRY.findall(text)
         names = [name for name, _ in entries]
-        # The expression skips what it does not match.
-        size = sum(map(len, _ENTRY.split(text)[:: _ENTRY.groups + 1]))
         count += len(names)
-        if size or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
+        # The expression skips what it does not match, but never a zero.
+        is_whole = len(names) == text.count(b"\0") and text[-1:] in {b"", b"\0"}
+        if not is_whole or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
             raise ValueError("a listing has an entry that is not valid")
-        if any(map(bytes.__ge__, names, names[1:])):
+        if any(map(ge, names, names[1:])):
             raise ValueError("a listing's names are not sorted")
         # Smaller numbers only, so that no directory contains itself.
         if any(int(child) >= number for _, child in entries if child):

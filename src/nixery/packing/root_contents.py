@@ -19,14 +19,14 @@ _LARGEST = 1 << 20
 
 _DECLARATIONS = frozenset({b"lib/sysusers.d/", b"lib/tmpfiles.d/"})
 
-# Libraries, whose headers name the platform; loaders, which may be copied.
+# Libraries, whose headers name the platform, and the loader, which may be copied. Links to libraries may lead to any
+# directory below lib.
 _LIBRARIES = re.compile(rb"lib/(?:[a-z0-9_]+-linux-gnu/)?")
-_HEADER = 64
+_HEADER = 20
 
-# Programs beside files of other packages, which may be copied.
+# Programs beside files of other packages, which may be copied. The larger ones are rarely needed.
 _SHARED = re.compile(rb"(?:lib|share)/.+")
-_LARGEST_PROGRAM = 1 << 14
-
+_LARGEST_PROGRAM = 1 << 18
 
 # The directory of a store path that is a file itself.
 STORE_ITSELF = b"/"
@@ -73,4 +73,6 @@ def _of_library(name: bytes, size: int) -> int:
 
 
 def _program(name: bytes, size: int, executable: bool) -> int:  # noqa: FBT001
-    return size if executable and size <= _LARGEST_PROGRAM and b".so" not in name else 0
+    if b".so" in name:
+        return _HEADER
+    return size if executable and size <= _LARGEST_PROGRAM else 0
