@@ -24,12 +24,10 @@ from nixery.files import LONGEST_NAME, LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE, STORE
 from nixery.packing.listing import (
-    EXECUTABLE,
     KEPT_COST,
     MOST_BYTES,
     MOST_KEPT,
     MOST_NAMES,
-    PLAIN,
     Kept,
     Listing,
 )
@@ -45,6 +43,9 @@ _WORD = _LENGTH.size
 _ENTRY_COST = MOST_BYTES // MOST_NAMES
 
 _RELATIVE = frozenset({b".", b".."})
+_LONGEST_RELATIVE = 2
+# Searching for a byte takes a fraction of the time of searching for a string.
+_SLASH = ord("/")
 
 
 def _string(text: bytes) -> bytes:
@@ -218,44 +219,52 @@ class _Reader:
         level = levels[-1]
         archive, above, inside, keep = self._archive, level.above, level.inside, level.keep
         entries, last, room = level.entries, level.last, self._room
-        data, at, view = self._data, self._at, memoryview(self._data)
+        length_at = _LENGTH.unpack_from
+        data, at = self._data, self._at
+        starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
         while True:
-            if len(data) - at < _LONGEST_ENTRY and not self._ended:
+            if at > safe and not self._ended:
                 self._at = at
                 self._fill(_LONGEST_ENTRY)
-                data, at, view = self._data, self._at, memoryview(self._data)
-            if not data.startswith(_ENTRY, at):
-                if not data.startswith(_END_OF_NODE, at):
+                data, at = self._data, self._at
+                starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
+            if not starts(_ENTRY, at):
+                if not starts(_END_OF_NODE, at):
                     self._refuse("a directory has neither an entry nor an end where one is due")
                 self._at, self._room = at + len(_END_OF_NODE), room
                 self._leave(levels)
                 return
             at += len(_ENTRY)
-            (length,) = _LENGTH.unpack_from(data, at)
+            (length,) = length_at(data, at)
             at += _WORD
             name = data[at : at + length]
             # The first name of a directory comes after the empty one.
             if name <= last:
                 self._refuse("the names of a directory are not sorted, or not unique")
-            if length > LONGEST_NAME or b"/" in name or b"\0" in name or name in _RELATIVE:
+            if (
+                length > LONGEST_NAME
+                or _SLASH in name
+                or 0 in name
+                or (length <= _LONGEST_RELATIVE and name in _RELATIVE)
+            ):
                 self._refuse("a name is not one of a file")
             last = name
             at += length
             padding = length % _WORD
             room -= length + _ENTRY_COST
-            if data.startswith(_PLAIN[padding], at):
-                kind, mode = PLAIN, PLAIN_MODE
+            if starts(_PLAIN[padding], at):
+                text, mode = b"%b/r%d\0", PLAIN_MODE
                 at += len(_PLAIN[padding])
-            elif data.startswith(_SYMLINK[padding], at):
+            elif starts(_SYMLINK[padding], at):
                 at += len(_SYMLINK[padding])
-                (length,) = _LENGTH.unpack_from(data, at)
+                (length,) = length_at(data, at)
                 at += _WORD
                 target = data[at : at + length]
-                if not 0 < length <= LONGEST_PATH or b"\0" in target:
+                if not 0 < length <= LONGEST_PATH or 0 in target:
                     self._refuse("the target of a symlink is not one")
                 at += length
                 end = _END_OF_CONTENT[length % _WORD]
-                if not data.startswith(end, at):
+                if not starts(end, at):
                     self._refuse("a symlink does not end where it should")
                 at += len(end)
                 room -= length
@@ -265,10 +274,10 @@ class _Reader:
                     archive.symlink(above + name, target)
                 entries.append(b"%b/l%b\0" % (name, target))
                 continue
-            elif data.startswith(_EXECUTABLE[padding], at):
-                kind, mode = EXECUTABLE, EXECUTABLE_MODE
+            elif starts(_EXECUTABLE[padding], at):
+                text, mode = b"%b/x%d\0", EXECUTABLE_MODE
                 at += len(_EXECUTABLE[padding])
-            elif data.startswith(_DIRECTORY[padding], at):
+            elif starts(_DIRECTORY[padding], at):
                 self._at, self._room, level.last = at + len(_DIRECTORY[padding]), room, last
                 self._enter(levels, name)
                 return
@@ -278,11 +287,11 @@ class _Reader:
                 )
             if room < 0:
                 raise _too_many(above + name)
-            (size,) = _LENGTH.unpack_from(data, at)
+            (size,) = length_at(data, at)
             at += _WORD
-            wanted = 0 if keep is None else min(size, keep(name, size, kind is EXECUTABLE))
+            wanted = 0 if keep is None else min(size, keep(name, size, mode == EXECUTABLE_MODE))
             end = _END_OF_CONTENT[size % _WORD]
-            if data.startswith(end, at + size):
+            if starts(end, at + size):
                 content = view[at : at + size]
                 if archive is not None:
                     archive.file(above + name, mode, content)
@@ -294,8 +303,9 @@ class _Reader:
                 beginning = self._read_large(above + name, mode, size, wanted)
                 if wanted:
                     self.kept.add(b"" if inside == STORE_ITSELF else inside + name, beginning)
-                data, at, view = self._data, self._at, memoryview(self._data)
-            entries.append(b"%b/%b%d\0" % (name, kind, size))
+                data, at = self._data, self._at
+                starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
+            entries.append(text % (name, size))
 
     def _enter(self, levels: list[_Level], name: bytes) -> None:
         level = levels[-1]
