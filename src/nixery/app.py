@@ -44,6 +44,7 @@ from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
 from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 from nixery.nix.sandbox import is_loopback
+from nixery.nix.store_database import StoreDatabase, has_local_store
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
@@ -157,9 +158,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     audit = _audit_log(settings, resources)
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
-    collector = NixGarbageCollector(
-        Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
-    )
+    state = Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix"))
+    collector = NixGarbageCollector(state, resources.roots.path)
     source = _package_source(settings, resources, NixStore(collector, settings.build_environment))
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
@@ -184,6 +184,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         options,
         expression,
         gate=resources.gate,
+        database=StoreDatabase(state)
+        if has_local_store(options.every_command, settings.build_environment)
+        else None,
     )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 

@@ -39,6 +39,7 @@ from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.plan import Plan, PlanReader
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
+from nixery.nix.store_database import StoreDatabase
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
 _TIMED_OUT = 0x01
@@ -93,9 +94,10 @@ class Nix:
         gate: holds builds back until their confinement is known; ``None`` for a caller that runs no untrusted
             builders.
         processes: the most processes for one evaluation.
+        database: of the store, which answers without a process what it can; ``None`` to ask Nix always.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each of them is one part of Nix
         self,
         limits: TimeLimits,
         collector: NixGarbageCollector,
@@ -104,8 +106,10 @@ class Nix:
         *,
         gate: BuilderGate | None = None,
         processes: int = MOST_PROCESSES,
+        database: StoreDatabase | None = None,
     ) -> None:
         self._gate = gate
+        self._database = database
         self._collector = collector
         self._versions = MinimumVersions(options.environment)
         self._options = options
@@ -232,9 +236,22 @@ class Nix:
             NixUnusable: Nix cannot be run, or builders are not confined.
         """
         with self._collector.root() as root:
-            if installables and self._gate is not None:
-                await self._gate.enter()
-            yield await self._realise(installables, root, report, on_started) if installables else frozenset()
+            provided = await asyncio.to_thread(self._protected, installables, root)
+            if provided is None:
+                if self._gate is not None:
+                    await self._gate.enter()
+                provided = await self._realise(installables, root, report, on_started)
+            yield provided
+
+    def _protected(self, installables: Sequence[str], root: Path) -> frozenset[StorePath] | None:
+        """The outputs, protected, if all of them are valid; ``None`` if only Nix can tell, or provide them."""
+        database = self._database
+        if not installables:
+            return frozenset()
+        if database is None:
+            return None
+        found = self._collector.protect(root, lambda: database.provided(installables))
+        return None if found is None else frozenset(found)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """Return the runtime closure of valid store paths, from Nix's database.
@@ -244,6 +261,10 @@ class Nix:
             PathsCollected: a path was collected meanwhile.
             NixUnusable: Nix cannot be run, or a path is not valid.
         """
+        if self._database is not None:
+            known = await asyncio.to_thread(self._database.closure, paths, _LARGEST_CLOSURE)
+            if known is not None:
+                return known
         left = _LARGEST_CLOSURE
 
         async def query(question: Sequence[str], about: Sequence[str]) -> list[str]:
