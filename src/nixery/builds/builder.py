@@ -58,6 +58,7 @@ from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.companions import copy_programs_beside_their_files
 from nixery.packing.declared_accounts import add_declared_accounts
 from nixery.packing.foreign_programs import add_loader
+from nixery.packing.local_store import LocalStore
 from nixery.packing.nix_database import add_nix_database
 from nixery.packing.root_filesystem import (
     InstalledOutput,
@@ -365,7 +366,8 @@ def _outputs(request: ImageRequest, contents: Contents, closure: Closure) -> set
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
     outputs = _outputs(request, contents, closure)
-    with ClosureFiles(info.path for info in closure) as files:
+    with LocalStore() as store:
+        files = ClosureFiles((info.path for info in closure), store)
         root = plan_root_filesystem(outputs, files)
         if any(package.fhs for package in contents.packages):
             copy_programs_beside_their_files(root.tree, files)

@@ -23,9 +23,11 @@ from nixery.layering.grouping import LayerGroup
 from nixery.locks import FileLocks
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer
+from nixery.packing.archive import Archive
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 from nixery.packing.packer import AddContents, LayerPacker
 from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
-from nixery.packing.store_tree import add_store_paths
 from nixery.storage.blobs import BlobStore
 from nixery.storage.records import LAYERS, RecordStore
 
@@ -123,12 +125,12 @@ class LayerPublisher:
     async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
         parts = [f"{path} {closure[path].nar_hash}" for path in group.paths]
         names = sorted({path.name for path in group.paths})
-        return await self._publish(
-            self._identity(parts),
-            lambda archive: add_store_paths(archive, map(closure.__getitem__, group.paths)),
-            names,
-            observe,
-        )
+
+        def contents(archive: Archive) -> None:
+            with LocalStore() as store:
+                add_store_paths(archive, map(closure.__getitem__, group.paths), store)
+
+        return await self._publish(self._identity(parts), contents, names, observe)
 
     async def _publish(
         self,
