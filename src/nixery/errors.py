@@ -26,6 +26,7 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
+    │   ├── BinaryCacheFailed         the administrator of a binary cache
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
@@ -321,6 +322,18 @@ class PackageSetChanged(PackageSetError):
 
 class SourceUnreachable(PackageSetError):
     """The package source does not answer at the moment; a retry may help."""
+
+
+class BinaryCacheFailed(BuildError):
+    """A binary cache does not answer, or not with what its narinfos say.
+
+    Attributes:
+        cache: its name, without secrets.
+    """
+
+    def __init__(self, cache: str, reason: str) -> None:
+        super().__init__(f"the binary cache {cache} failed: {reason}")
+        self.cache = cache
 
 
 class NixError(BuildError):

@@ -12,6 +12,7 @@ from nixery.errors import (
     LONGEST_MESSAGE,
     AccessDenied,
     AnswerTooLarge,
+    BinaryCacheFailed,
     BlobUnknown,
     BlobVerificationFailed,
     BuildDeadlineExceeded,
@@ -82,6 +83,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
+    BinaryCacheFailed: (503, "UNKNOWN"),
     # Nix. As for a failed build: clients show nothing of a 504 but its number.
     NixTimedOut: (422, "MANIFEST_UNKNOWN"),
     BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),
