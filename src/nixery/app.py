@@ -31,6 +31,7 @@ from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.previews import ImagePreviews
+from nixery.builds.provision import Provider
 from nixery.builds.slots import Share, Slots
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
@@ -231,7 +232,15 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
     builder = ImageBuilder(
-        evaluator, nix, layers, blobs, leases, closures, resources.popularity, image_bounds, settings.created
+        evaluator,
+        Provider(nix),
+        layers,
+        blobs,
+        leases,
+        closures,
+        resources.popularity,
+        image_bounds,
+        settings.created,
     )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [

@@ -187,6 +187,7 @@ class Reason(StrEnum):
     INCOMPLETE = "incomplete"
     INVALID_META_PACKAGE = "not a valid meta-package"
     INVALID_FACTS = "not a valid description of the package set"
+    NOT_CACHED = "in no binary cache"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def nix(*command: str) -> list[str]:
 @pytest.fixture(scope="module")
 def derivations() -> list[str]:
     selected = [word for name in _NAMES for word in ("--attr", name)]
-    return [text.partition("!")[0] for text in nix("nix-instantiate", str(PACKAGE_SETS), "--arg", "system", "null", *selected)]
+    return [text.partition("!")[0] for text in nix("nix-instantiate", str(PACKAGE_SETS), "--argstr", "system", "x86_64-linux", *selected)]
 
 
 @pytest.fixture(scope="module")

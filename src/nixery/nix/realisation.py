@@ -243,6 +243,16 @@ class Nix:
                 provided = await self._realise(installables, root, report, on_started)
             yield provided
 
+    async def has(self, installables: Sequence[str]) -> bool:
+        """Whether all outputs are valid in the store at the moment, as far as its database can be read."""
+        database = self._database
+        return database is not None and await asyncio.to_thread(database.provided, installables) is not None
+
+    async def outputs(self, installables: Sequence[str]) -> Mapping[str, StorePath]:
+        """Return the path of each output that a valid derivation names, by installable, as far as that can be read."""
+        database = self._database
+        return {} if database is None else await asyncio.to_thread(database.outputs, installables)
+
     def _protected(self, installables: Sequence[str], root: Path) -> frozenset[StorePath] | None:
         """The outputs, protected, if all of them are valid; ``None`` if only Nix can tell, or provide them."""
         database = self._database

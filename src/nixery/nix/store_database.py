@@ -29,11 +29,11 @@ _LOCAL = frozenset({"", "auto", "local", "daemon"})
 
 # ``json_each`` makes one parameter of any number of names.
 _OUTPUTS = """
-    SELECT drv.path || '!' || output.id, output.path
+    SELECT drv.path || '!' || output.id, output.path, built.id IS NOT NULL
     FROM json_each(?) AS wanted
     JOIN ValidPaths AS drv ON drv.path = wanted.value
     JOIN DerivationOutputs AS output ON output.drv = drv.id
-    JOIN ValidPaths AS built ON built.path = output.path
+    LEFT JOIN ValidPaths AS built ON built.path = output.path
 """
 
 _VALID = "SELECT valid.path FROM json_each(?) AS wanted JOIN ValidPaths AS valid ON valid.path = wanted.value"
@@ -82,8 +82,9 @@ class StoreDatabase:
         """
 
         def ask(database: sqlite3.Connection) -> frozenset[StorePath] | None:
-            derivations = {text.partition("!")[0] for text in installables if "!" in text}
-            outputs = dict(database.execute(_OUTPUTS, (json.dumps(sorted(derivations)),)))
+            outputs = {
+                name: path for name, path, is_valid in _query_outputs(database, installables) if is_valid
+            }
             paths = json.dumps([text for text in installables if "!" not in text])
             outputs.update((path, path) for (path,) in database.execute(_VALID, (paths,)))
             found = [outputs.get(text) for text in installables]
@@ -94,6 +95,24 @@ class StoreDatabase:
             return frozenset(map(StorePath.parse, known))
 
         return self._asked(ask)
+
+    def outputs(self, installables: Sequence[str]) -> Mapping[str, StorePath]:
+        """Return the paths of outputs by installable, built or not; leaves out unknown derivations. Blocks.
+
+        Nix has checked that the derivation of a path really builds it (``checkInvariants`` in ``derivations.cc``).
+
+        Args:
+            installables: as for ``provided``.
+        """
+
+        def ask(database: sqlite3.Connection) -> Mapping[str, StorePath]:
+            return {
+                name: StorePath.parse(path)
+                for name, path, _ in _query_outputs(database, installables)
+                if path
+            }
+
+        return self._asked(ask) or {}
 
     def closure(self, paths: Sequence[StorePath], limit: int) -> Closure | None:
         """Return the runtime closure of store paths; ``None`` if one of them is not valid. Blocks.
@@ -124,6 +143,11 @@ class StoreDatabase:
             return None
         finally:
             database.close()
+
+
+def _query_outputs(database: sqlite3.Connection, installables: Sequence[str]) -> sqlite3.Cursor:
+    derivations = {text.partition("!")[0] for text in installables if "!" in text}
+    return database.execute(_OUTPUTS, (json.dumps(sorted(derivations)),))
 
 
 def _read_closure(rows: Iterable[tuple[int, str, str, int | None, str, str]], limit: int) -> Closure | None:

@@ -6,7 +6,7 @@ local Nix store (``LocalStore``) or come from a binary cache (``NarContents``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from nixery.closure import STORE_DIRECTORY, PathInfo
@@ -87,3 +87,37 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: Store
         archive.directory(above)
     for path in paths:
         contents.add(archive, path)
+
+
+class JoinedContents:
+    """The contents of store paths from two places. See ``StoreContents`` for its methods.
+
+    Args:
+        first: has some of the store paths.
+        names: base names of these.
+        second: has all others.
+    """
+
+    def __init__(self, first: StoreContents, names: Collection[bytes], second: StoreContents) -> None:
+        self._first = first
+        self._names = names
+        self._second = second
+
+    def add(self, archive: Archive, info: PathInfo) -> None:
+        """Append a store path."""
+        self._having(info.path.base_name.encode()).add(archive, info)
+
+    def look(self, name: bytes) -> tuple[int, bytes]:
+        """Return the mode of a file, and the target of a symlink."""
+        return self._having(name).look(name)
+
+    def names(self, name: bytes) -> Iterator[Name]:
+        """List a directory."""
+        return self._having(name).names(name)
+
+    def read(self, name: bytes, limit: int) -> bytes:
+        """Return at most ``limit`` bytes from the beginning of a regular file."""
+        return self._having(name).read(name, limit)
+
+    def _having(self, name: bytes) -> StoreContents:
+        return self._first if name.partition(b"/")[0] in self._names else self._second
