@@ -16,6 +16,8 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.binary_caches.client import BinaryCaches
+from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
@@ -33,13 +35,14 @@ from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCount
 from nixery.builds.previews import ImagePreviews
 from nixery.builds.provision import Provider
 from nixery.builds.slots import Share, Slots
+from nixery.builds.substitution import Substitution
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.locks import ProcessDirectory
 from nixery.nix.garbage_collection import NixGarbageCollector
-from nixery.nix.machine import require_usable_nix
+from nixery.nix.machine import is_installed, require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
@@ -214,6 +217,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
 
     # Builds.
+    substitution = await _substitution(settings, records)
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
     index = PackageIndex(
         pins,
@@ -225,6 +229,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         settings.index_sets,
         failure_time_to_live=settings.failure_ttl,
         write_derivations=settings.index_derivations,
+        substitutes=substitution is not None,
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
@@ -233,7 +238,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     closures = ImageClosures(records)
     builder = ImageBuilder(
         evaluator,
-        Provider(nix),
+        Provider(nix if substitution is None or is_installed() else None, substitution),
         layers,
         blobs,
         leases,
@@ -309,7 +314,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         {
             "server": accepts_builds,
             "storage": blobs.probe,
-            "nix": partial(asyncio.to_thread, require_usable_nix),
+            **(
+                {}
+                if substitution is not None and not is_installed()
+                else {"nix": partial(asyncio.to_thread, require_usable_nix)}
+            ),
             "source": source_is_usable,
         },
         metrics,
@@ -432,6 +441,15 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
         on_index_start=metrics.nix_index_started,
         configuration=settings.package_configuration,
     )
+
+
+async def _substitution(settings: Settings, records: RecordStore) -> Substitution | None:
+    if settings.substitute == "nix":
+        return None
+    configuration = await asyncio.to_thread(
+        CacheConfiguration.read, settings.environment, settings.nix_arguments
+    )
+    return Substitution(BinaryCaches(configuration), records)
 
 
 def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show

@@ -178,7 +178,9 @@ def cache_server() -> Iterator[CacheServer]:
             if answer.chunked:
                 self.send_header("Transfer-Encoding", "chunked")
             elif isinstance(content, bytes):
-                self.send_header("Content-Length", str(len(content) if answer.length is None else answer.length))
+                self.send_header(
+                    "Content-Length", str(len(content) if answer.length is None else answer.length)
+                )
             elif answer.length is not None:
                 self.send_header("Content-Length", str(answer.length))
             self.end_headers()

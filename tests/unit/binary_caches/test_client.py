@@ -20,7 +20,6 @@ from tests.support.binary_cache import (
     cache_server,
     nar_of_file,
     narinfo_name,
-    narinfo_text,
     path_info,
     store_path,
 )
@@ -85,7 +84,9 @@ def content_of(client: BinaryCaches, narinfo: NarInfo) -> bytes:
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
-async def test_paths_and_their_contents_are_found(cache: CacheServer, caches: Clients, compression: Compression) -> None:
+async def test_paths_and_their_contents_are_found(
+    cache: CacheServer, caches: Clients, compression: Compression
+) -> None:
     client = caches(cache.url)
     path = cache.add("hello", CONTENT, KEY, compression)
     narinfo = await found(client, path)
@@ -140,7 +141,9 @@ async def test_an_absent_path_is_asked_for_again_after_a_while(cache: CacheServe
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-async def test_a_missing_path_of_one_cache_is_taken_from_the_next(cache: CacheServer, caches: Clients, status: int) -> None:
+async def test_a_missing_path_of_one_cache_is_taken_from_the_next(
+    cache: CacheServer, caches: Clients, status: int
+) -> None:
     with cache_server() as other:
         path = other.add("hello", b"", KEY)
         cache.answers[narinfo_name(path)] = Answer(b"<Error/>", status)
@@ -160,7 +163,9 @@ def endless(piece: bytes) -> Iterator[bytes]:
         yield piece
 
 
-async def test_a_cache_that_fails_hides_no_other_ones_answer_and_rests(cache: CacheServer, caches: Clients) -> None:
+async def test_a_cache_that_fails_hides_no_other_ones_answer_and_rests(
+    cache: CacheServer, caches: Clients
+) -> None:
     clock = Clock()
     with cache_server() as other:
         path = other.add("hello", b"", KEY)
@@ -220,11 +225,17 @@ async def test_untrusted_narinfos_are_refused_with_the_reason(cache: CacheServer
         cache.add("unsigned", b"", None): "it has no signature",
         cache.add("unknown", b"", SigningKey("other-1")): "it is signed by other-1",
         cache.add("foreign", b"", SigningKey(seed=b"x" * 32)): "its signature of the key test-1 is wrong",
-        cache.add("swapped", b"", None, fields={"Sig": KEY.sign(good)}): "its signature of the key test-1 is wrong",
+        cache.add(
+            "swapped", b"", None, fields={"Sig": KEY.sign(good)}
+        ): "its signature of the key test-1 is wrong",
         cache.add("another", b"", KEY, fields={"StorePath": str(good.path)}): "it is of",
-        cache.add("outside", b"", KEY, fields={"References": "../../etc/passwd"}): "is not the name of a store path",
+        cache.add(
+            "outside", b"", KEY, fields={"References": "../../etc/passwd"}
+        ): "is not the name of a store path",
         cache.add("added", b"", KEY, fields={"References": good.path.base_name}): "is wrong",
-        cache.add("elsewhere", b"", KEY, fields={"URL": "http://127.0.0.1:9/x.nar"}): "is not a path below the cache",
+        cache.add(
+            "elsewhere", b"", KEY, fields={"URL": "http://127.0.0.1:9/x.nar"}
+        ): "is not a path below the cache",
     }
     for path, reason in wrong.items():
         assert await client.look_up(path) is None
@@ -299,7 +310,9 @@ async def test_wrong_nars_are_refused_with_the_reason(cache: CacheServer, caches
         cache.answers["nar/hello.nar"] = answer
         with pytest.raises(BinaryCacheFailed) as raised:
             content_of(client, narinfo)
-        assert str(raised.value).startswith(f"the binary cache {cache.url} failed: nar/hello.nar, of {path}: {reason}")
+        assert str(raised.value).startswith(
+            f"the binary cache {cache.url} failed: nar/hello.nar, of {path}: {reason}"
+        )
 
 
 async def test_endless_and_hanging_nars_end(cache: CacheServer, caches: Clients) -> None:
