@@ -26,6 +26,7 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
+    │   ├── BinaryCacheFailed         the administrator of a binary cache
     │   ├── NarRefused                the binary cache: its contents are not what it has announced
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
@@ -187,6 +188,7 @@ class Reason(StrEnum):
     INCOMPLETE = "incomplete"
     INVALID_META_PACKAGE = "not a valid meta-package"
     INVALID_FACTS = "not a valid description of the package set"
+    NOT_CACHED = "in no binary cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,18 @@ class PackageSetChanged(PackageSetError):
 
 class SourceUnreachable(PackageSetError):
     """The package source does not answer at the moment; a retry may help."""
+
+
+class BinaryCacheFailed(BuildError):
+    """A binary cache does not answer, or not with what its narinfos say.
+
+    Attributes:
+        cache: its name, without secrets.
+    """
+
+    def __init__(self, cache: str, reason: str) -> None:
+        super().__init__(f"the binary cache {cache} failed: {reason}")
+        self.cache = cache
 
 
 class NarRefused(BuildError):

@@ -6,12 +6,10 @@ local Nix store (``LocalStore``) or come from a binary cache (``NarContents``).
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath
+from nixery.closure import STORE_DIRECTORY, PathInfo
 from nixery.packing.archive import Archive
 
 STORE = STORE_DIRECTORY.encode()
@@ -33,6 +31,10 @@ class StoreContents(Protocol):
     Names are bytes, relative to the store directory and without ``.`` or ``..``: ``<hash>-<name>/bin/ls``. No
     symlink in a name is followed.
     """
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Prepare for ``add`` of these store paths, in this order, by this thread."""
+        ...
 
     def add(self, archive: Archive, info: PathInfo) -> None:
         """Append a store path to an archive; names within a directory are sorted by bytes.
@@ -69,7 +71,7 @@ class StoreContents(Protocol):
         ...
 
 
-def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: StoreContents) -> None:
+def add_store_paths(archive: Archive, paths: Sequence[PathInfo], contents: StoreContents) -> None:
     """Append store paths in the given order, after the directories above them.
 
     Args:
@@ -87,39 +89,46 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: Store
     for component in STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
         archive.directory(above)
+    contents.expect(paths)
     for path in paths:
         contents.add(archive, path)
 
 
-class MixedContents:
-    """Store paths from several places. See ``StoreContents`` for its methods.
+class JoinedContents:
+    """The contents of store paths from two places. See ``StoreContents`` for its methods.
 
     Args:
-        places: the contents that have each store path.
+        first: has some of the store paths.
+        names: base names of these.
+        second: has all others.
     """
 
-    def __init__(self, places: Mapping[StorePath, StoreContents]) -> None:
-        self._places = {path.base_name.encode(): contents for path, contents in places.items()}
+    def __init__(self, first: StoreContents, names: Collection[bytes], second: StoreContents) -> None:
+        self._first = first
+        self._names = names
+        self._second = second
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Prepare for ``add`` of these store paths."""
+        paths = list(paths)
+        for contents in (self._first, self._second):
+            contents.expect(path for path in paths if self._having(path.path.base_name.encode()) is contents)
 
     def add(self, archive: Archive, info: PathInfo) -> None:
-        """Append a store path; see ``StoreContents``."""
-        self._place(info.path.base_name.encode()).add(archive, info)
+        """Append a store path."""
+        self._having(info.path.base_name.encode()).add(archive, info)
 
     def look(self, name: bytes) -> tuple[int, bytes]:
-        """Return the mode of a file, and the target of a symlink; see ``StoreContents``."""
-        return self._place(name).look(name)
+        """Return the mode of a file, and the target of a symlink."""
+        return self._having(name).look(name)
 
     def names(self, name: bytes) -> Iterator[Name]:
-        """List a directory; see ``StoreContents``."""
-        return self._place(name).names(name)
+        """List a directory."""
+        return self._having(name).names(name)
 
     def read(self, name: bytes, limit: int) -> bytes:
-        """Return the beginning of a regular file; see ``StoreContents``."""
-        return self._place(name).read(name, limit)
+        """Return at most ``limit`` bytes from the beginning of a regular file."""
+        return self._having(name).read(name, limit)
 
-    def _place(self, name: bytes) -> StoreContents:
-        base_name, _, _ = name.partition(b"/")
-        contents = self._places.get(base_name)
-        if contents is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return contents
+    def _having(self, name: bytes) -> StoreContents:
+        return self._first if name.partition(b"/")[0] in self._names else self._second

@@ -11,7 +11,7 @@ from nixery.closure import StorePath
 from nixery.errors import NarRefused
 from nixery.packing.archive import Archive
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.contents import MixedContents, add_store_paths
+from nixery.packing.contents import JoinedContents, add_store_paths
 from nixery.packing.listing import Listing
 from nixery.packing.local_store import LocalStore
 from nixery.packing.nar import Piece
@@ -70,7 +70,7 @@ def store(tmp_path: Path) -> Iterator[LocalStore]:
         yield store
 
 
-def layer(contents: NarContents | LocalStore | MixedContents, cache: Cache) -> bytes:
+def layer(contents: NarContents | LocalStore | JoinedContents, cache: Cache) -> bytes:
     content = bytearray()
     archive = Archive(content.extend)
     add_store_paths(archive, cache.infos, contents)
@@ -84,7 +84,7 @@ def test_a_layer_equals_that_of_the_store(cache: Cache, store: LocalStore) -> No
 
 
 def test_a_mixed_layer_equals_that_of_the_store(cache: Cache, store: LocalStore) -> None:
-    mixed = MixedContents({PATH: cache.contents, OTHER: store, FILE: cache.contents})
+    mixed = JoinedContents(store, {OTHER.base_name.encode()}, cache.contents)
     assert layer(mixed, cache) == layer(store, cache)
     assert cache.fetched == [PATH, FILE]
     files = ClosureFiles(TREES, mixed)
