@@ -39,18 +39,20 @@ _VALID = nar_of(
 )
 
 _WORDS = (
-    b"nix-archive-1",
-    b"(",
-    b")",
-    b"type",
-    b"regular",
-    b"executable",
-    b"",
-    b"contents",
-    b"symlink",
-    b"target",
+    *(
+        b"nix-archive-1",
+        b"(",
+        b")",
+        b"type",
+        b"regular",
+        b"executable",
+        b"",
+        b"contents",
+        b"symlink",
+        b"target",
+    ),
+    *(b"directory", b"entry", b"name", b"node", b"a", b"b", b"..", b"a/b", b"\0", b"x" * 300),
 )
-_WORDS += (b"directory", b"entry", b"name", b"node", b"a", b"b", b"..", b"a/b", b"\0", b"x" * 300)
 
 # A grammar of nodes that are nearly valid.
 _NAMES = st.sampled_from(

@@ -183,8 +183,8 @@ def test_a_listing_of_nix_gives_the_same_but_contents(tmp_path: Path, tree: Tree
         str(tmp_path / "tree"),
     )
     (tmp_path / "nar").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
-    command = (*command[:4], "ls", "--json", "--recursive", str(tmp_path / "nar"), "/")
-    root = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    listed_by_nix = (*command[:4], "ls", "--json", "--recursive", str(tmp_path / "nar"), "/")
+    root = json.loads(subprocess.run(listed_by_nix, capture_output=True, check=True).stdout)
     listing = Listing.from_json(json.dumps({"version": 1, "root": root}).encode())
     expected = listed(tree)
     without = Listing.decode(expected.encode())
