@@ -357,7 +357,7 @@ class _Reader:
             if not left:
                 return
             following = next(self._pieces, None)
-            if following is None or self._ended:
+            if following is None:
                 self._refuse("it ends within a file")
             piece = memoryview(following)
 
