@@ -144,10 +144,10 @@ class Kept:
         """Return what is kept of a file; ``None`` if nothing is."""
         return self._contents.get(name)
 
-    def add(self, name: bytes, content: bytes) -> None:
-        """Keep a content, in place of another one of the file, if there is room for it."""
+    def add(self, name: bytes, content: bytes, reserve: int = 0) -> None:
+        """Keep a content, in place of another one of the file, if there is room for it and some more."""
         room = self._room - len(name) - len(content) - KEPT_COST
-        if room >= 0:
+        if room >= reserve:
             self._room = room
             self._contents[name] = content
 

@@ -31,7 +31,7 @@ from nixery.packing.listing import (
     Kept,
     Listing,
 )
-from nixery.packing.root_contents import STORE_ITSELF, Keep, kept_in
+from nixery.packing.root_contents import STORE_ITSELF, Rule, kept_in
 
 # A part of a NAR. It need be valid only until the next one is asked for.
 Piece = bytes | memoryview
@@ -124,7 +124,11 @@ def read_nar(info: PathInfo, pieces: Iterable[Piece], name: bytes, size: int) ->
         return min(of, size) if found == last or not name else 0
 
     reader = _Reader(
-        info, pieces, None, lambda inside: keep if inside == directory else None, size + len(name) + KEPT_COST
+        info,
+        pieces,
+        None,
+        lambda inside: Rule(keep) if inside == directory else None,
+        size + len(name) + KEPT_COST,
     )
     reader.read()
     content = reader.kept.get(name)
@@ -142,12 +146,12 @@ class _Level:
         inside: its name below the store path, with a slash unless it is empty.
         entries: names and their nodes, as in the text of a listing.
         last: the name before.
-        keep: the bytes of a file of this directory to keep, by its name, size and whether it is executable.
+        keep: which contents of this directory to keep; ``None`` for none.
     """
 
     above: bytes
     inside: bytes
-    keep: Keep | None
+    keep: Rule | None
     entries: list[bytes] = field(default_factory=list)
     last: bytes = b""
 
@@ -160,7 +164,7 @@ class _Reader:
         info: PathInfo,
         pieces: Iterable[Piece],
         archive: Archive | None,
-        kept_in: Callable[[bytes], Keep | None] = kept_in,
+        kept_in: Callable[[bytes], Rule | None] = kept_in,
         room_for_kept: int = MOST_KEPT,
     ) -> None:
         self._info = info
@@ -289,22 +293,21 @@ class _Reader:
                 raise _too_many(above + name)
             (size,) = length_at(data, at)
             at += _WORD
-            wanted = 0 if keep is None else min(size, keep(name, size, mode == EXECUTABLE_MODE))
+            wanted = 0 if keep is None else min(size, keep.wanted(name, size, mode == EXECUTABLE_MODE))
             end = _END_OF_CONTENT[size % _WORD]
             if starts(end, at + size):
                 content = view[at : at + size]
                 if archive is not None:
                     archive.file(above + name, mode, content)
-                if wanted:
-                    self.kept.add(b"" if inside == STORE_ITSELF else inside + name, bytes(content[:wanted]))
+                beginning = bytes(content[:wanted]) if wanted else b""
                 at += size + len(end)
             else:
                 self._at = at
                 beginning = self._read_large(above + name, mode, size, wanted)
-                if wanted:
-                    self.kept.add(b"" if inside == STORE_ITSELF else inside + name, beginning)
                 data, at = self._data, self._at
                 starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
+            if keep is not None and wanted:
+                self.kept.add(b"" if inside == STORE_ITSELF else inside + name, beginning, keep.reserve)
             entries.append(text % (name, size))
 
     def _enter(self, levels: list[_Level], name: bytes) -> None:

@@ -89,6 +89,15 @@ def test_kept_contents_are_bounded() -> None:
     assert len(kept.items()) < 10
 
 
+def test_programs_leave_room_for_declarations() -> None:
+    """They come first in the NAR of systemd, for example."""
+    programs: dict[bytes, Tree] = {b"%d" % number: Executable(b"x" * 1000) for number in range(2000)}
+    declared = b"u p -\n" * 1000
+    kept = listed({b"lib": {b"programs": programs, b"sysusers.d": {b"p.conf": declared}}}).kept
+    assert kept.get(b"lib/sysusers.d/p.conf") == declared
+    assert kept.get(b"lib/programs/0") == b"x" * 1000
+
+
 def test_a_large_directory_is_searched() -> None:
     names = [b"%d" % (number * 7919 % 10_000) for number in range(1000)]
     names += [name + b".d" for name in names[:50]]
