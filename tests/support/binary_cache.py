@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import lzma
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -145,6 +145,34 @@ def narinfo_name(path: StorePath) -> str:
     return f"{path.base_name[:32]}.narinfo"
 
 
+@dataclass
+class _Sent:
+    status: int
+    headers: dict[str, str]
+    pieces: Iterable[bytes]
+
+
+def _part(answer: Answer, requested: str) -> _Sent:
+    """Return the status, the headers and the body of an answer to a request for a range, if it is one."""
+    sent = _Sent(answer.status, dict(answer.headers), ())
+    length = answer.length
+    if isinstance(answer.content, bytes):
+        content = answer.content
+        if requested and answer.status == 200:
+            first = int(requested.removeprefix("bytes=").removesuffix("-"))
+            sent.headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            content, sent.status = content[first:], 206
+        sent.pieces = (content,)
+        length = len(content) if length is None else length
+    else:
+        sent.pieces = answer.content
+    if answer.chunked:
+        sent.headers["Transfer-Encoding"] = "chunked"
+    elif length is not None:
+        sent.headers["Content-Length"] = str(length)
+    return sent
+
+
 @contextmanager
 def cache_server() -> Iterator[CacheServer]:
     """Serve a cache, with ranges."""
@@ -165,29 +193,17 @@ def cache_server() -> Iterator[CacheServer]:
                 self.close_connection = True
 
         def _send(self, answer: Answer) -> None:
-            content, status = answer.content, answer.status
-            headers = dict(answer.headers)
-            start = self.headers.get("Range", "")
-            if isinstance(content, bytes) and start and status == 200:
-                first = int(start.removeprefix("bytes=").removesuffix("-"))
-                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-                content, status = content[first:], 206
-            self.send_response(status)
-            for name, value in headers.items():
+            ranged = _part(answer, self.headers.get("Range", ""))
+            self.send_response(ranged.status)
+            for name, value in ranged.headers.items():
                 self.send_header(name, value)
-            if answer.chunked:
-                self.send_header("Transfer-Encoding", "chunked")
-            elif isinstance(content, bytes):
-                self.send_header("Content-Length", str(len(content) if answer.length is None else answer.length))
-            elif answer.length is not None:
-                self.send_header("Content-Length", str(answer.length))
             self.end_headers()
-            for piece in (content,) if isinstance(content, bytes) else content:
+            for piece in ranged.pieces:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if answer.chunked else piece)
             if answer.chunked:
                 self.wfile.write(b"0\r\n\r\n")
             # The client sees the end of a body that is too short.
-            self.close_connection = answer.length is not None or not isinstance(content, bytes)
+            self.close_connection = answer.length is not None or not isinstance(answer.content, bytes)
 
         def log_message(self, *arguments: object) -> None:
             pass

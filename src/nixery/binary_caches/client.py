@@ -184,10 +184,10 @@ class BinaryCaches:
             for cache in (*ready, *others)
         ]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close idle connections."""
         for cache in self._caches:
-            cache.transport.close()
+            await cache.transport.close()
 
     async def _ready(self) -> Sequence[_Cache]:
         """Return the caches that can be asked, in their order."""
@@ -224,7 +224,7 @@ class _Cache:
         self.patience = patience
         self._clock = clock
         self._down_until = 0.0
-        self._turns = asyncio.Semaphore(transport.concurrency)
+        self._turns = asyncio.Semaphore()
         self._probe: asyncio.Task[None] | None = None
 
     @property
@@ -250,6 +250,8 @@ class _Cache:
     async def _read_cache_info(self) -> None:
         try:
             content = await self.transport.read("nix-cache-info", _LARGEST_CACHE_INFO)
+            if self.priority is None:
+                self._turns = asyncio.Semaphore(self.transport.concurrency)
             self.priority = _priority(content, self.cache.priority)
             self.problem = ""
         except FileMissing:
