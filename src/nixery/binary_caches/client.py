@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
@@ -53,6 +54,9 @@ _FLAT = b"".join(
 _log = structlog.get_logger("nixery.binary_caches")
 
 
+Signatures = Literal["trusted", "untrusted", "unknown", "not required"]
+
+
 @dataclass(frozen=True, slots=True)
 class CacheState:
     """The state of a cache, for the operator.
@@ -60,14 +64,17 @@ class CacheState:
     Attributes:
         name: of the cache, without secrets.
         priority: the lower, the earlier it is asked; ``None`` if it does not answer.
-        problem: why it is not used at the moment; empty if it is.
-        trusted: whether its paths need no signature.
+        problem: why it is not used at the moment, as a clause without a subject; empty if it is.
+        signatures: whether narinfos of the tried paths are signed by a trusted key; ``unknown`` if it has none of
+            them.
+        reason: why they are not trusted, as a clause.
     """
 
     name: str
     priority: int | None
     problem: str = ""
-    trusted: bool = False
+    signatures: Signatures = "unknown"
+    reason: str = ""
 
 
 class BinaryCaches:
@@ -174,15 +181,16 @@ class BinaryCaches:
         finally:
             compressed.close()
 
-    async def states(self) -> Sequence[CacheState]:
-        """Ask each cache what it is; in the order in which they are asked for paths."""
+    async def states(self, tried: Collection[StorePath] = ()) -> Sequence[CacheState]:
+        """Ask each cache what it is; in the order in which they are asked for paths.
+
+        Args:
+            tried: paths that it is asked for, to see its signatures.
+        """
         await asyncio.gather(*(cache.probe() for cache in self._caches))
         ready = await self._ready()
         others = [cache for cache in self._caches if cache not in ready]
-        return [
-            CacheState(cache.name, cache.priority, cache.problem, cache.cache.trusted)
-            for cache in (*ready, *others)
-        ]
+        return await asyncio.gather(*(cache.state(tried) for cache in (*ready, *others)))
 
     async def close(self) -> None:
         """Close idle connections."""
@@ -286,6 +294,21 @@ class _Cache:
                     self.fail(error.reason)
                 raise
         return self.trust.read(content, path, self.name)
+
+    async def state(self, tried: Collection[StorePath]) -> CacheState:
+        """Describe it, after it was probed."""
+        signatures: Signatures = "unknown" if self.trust.require_signatures else "not required"
+        reason = ""
+        if self.is_usable and self.trust.require_signatures:
+            answers = await asyncio.gather(*map(self.look_up, tried), return_exceptions=True)
+            refused = [str(answer) for answer in answers if isinstance(answer, ValueError)]
+            if any(isinstance(answer, NarInfo) for answer in answers):
+                signatures = "trusted"
+            elif refused:
+                signatures, reason = "untrusted", refused[0]
+        return CacheState(
+            self.name, self.priority, "" if self.is_usable else self.problem, signatures, reason
+        )
 
     def translated(self, narinfo: NarInfo, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Have errors of reading a NAR name the cache, the file and the path.

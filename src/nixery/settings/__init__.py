@@ -596,6 +596,10 @@ class NixSettings(_Group):
     """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
     builders could take over the server, it listens on other addresses than loopback only with `off`.
     """
+    substitute: Literal["nix", "direct"] = Field("nix", alias="NIXERY_SUBSTITUTE")
+    """How store paths come from binary caches: Nix fetches them into its store (`nix`), or the server reads
+    them from the [caches of Nix's configuration](../explanation/binary-caches.md) itself (`direct`).
+    """
     allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
     """Whether an evaluation may build derivations and read them (import from derivation)."""
     evaluation_memory: _Mebibytes = Field(4096, alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
