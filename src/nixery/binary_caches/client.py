@@ -187,7 +187,7 @@ class BinaryCaches:
         Args:
             tried: paths that it is asked for, to see its signatures.
         """
-        await asyncio.gather(*(cache.probe() for cache in self._caches))
+        await asyncio.gather(*(cache.probe(logged=False) for cache in self._caches))
         ready = await self._ready()
         others = [cache for cache in self._caches if cache not in ready]
         return await asyncio.gather(*(cache.state(tried) for cache in (*ready, *others)))
@@ -249,13 +249,13 @@ class _Cache:
     def _is_down(self) -> bool:
         return self._clock() < self._down_until
 
-    async def probe(self) -> None:
+    async def probe(self, *, logged: bool = True) -> None:
         """Read ``nix-cache-info``; a failure is kept in ``problem``. Concurrent callers share one request."""
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._read_cache_info())
+            self._probe = asyncio.create_task(self._read_cache_info(logged=logged))
         await asyncio.shield(self._probe)
 
-    async def _read_cache_info(self) -> None:
+    async def _read_cache_info(self, *, logged: bool) -> None:
         try:
             content = await self.transport.read("nix-cache-info", _LARGEST_CACHE_INFO)
             if self.priority is None:
@@ -263,13 +263,13 @@ class _Cache:
             self.priority = _priority(content, self.cache.priority)
             self.problem = ""
         except FileMissing:
-            self.fail("has no nix-cache-info, so it is no binary cache")
+            self.fail("has no nix-cache-info, so it is no binary cache", logged=logged)
         except (TransportFailed, ValueError) as error:
-            self.fail(str(error))
+            self.fail(str(error), logged=logged)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, logged: bool = True) -> None:
         """Ask it nothing for a while."""
-        if not self._is_down:
+        if logged and not self._is_down:
             _log.warning("binary cache fails", cache=self.name, reason=reason, cooldown=COOLDOWN)
         self.problem = reason
         self._down_until = self._clock() + COOLDOWN
