@@ -195,13 +195,18 @@ class BinaryCaches:
     async def close(self) -> None:
         """Close idle connections."""
         for cache in self._caches:
-            await cache.transport.close()
+            await cache.close()
 
     async def _ready(self) -> Sequence[_Cache]:
         """Return the caches that can be asked, in their order."""
         unknown = [cache for cache in self._caches if cache.is_unknown]
         if unknown:
-            await asyncio.gather(*(cache.probe() for cache in unknown))
+            probes = asyncio.gather(*(cache.probe() for cache in unknown))
+            # A cache that failed before delays nothing while others answer.
+            if not all(cache.problem for cache in unknown) or not any(
+                cache.is_usable for cache in self._caches
+            ):
+                await probes
         ready = [cache for cache in self._caches if cache.is_usable]
         return sorted(ready, key=lambda cache: cache.priority or 0)
 
@@ -254,6 +259,12 @@ class _Cache:
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._read_cache_info(logged=logged))
         await asyncio.shield(self._probe)
+
+    async def close(self) -> None:
+        """End a probe, and close idle connections."""
+        if self._probe is not None:
+            self._probe.cancel()
+        await self.transport.close()
 
     async def _read_cache_info(self, *, logged: bool) -> None:
         try:

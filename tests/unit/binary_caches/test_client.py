@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
+import trustme
 
 from nixery.binary_caches.client import ABSENT, COOLDOWN, BinaryCaches
 from nixery.binary_caches.configuration import BinaryCache, CacheConfiguration
@@ -18,16 +20,20 @@ from tests.support.binary_cache import (
     CacheServer,
     SigningKey,
     cache_server,
+    http2_cache_server,
     nar_of_file,
     narinfo_name,
     path_info,
     store_path,
 )
+from tests.support.forward_proxy import forward_proxy
+from tests.support.server import HOST
 
 KEY = SigningKey()
 CONTENT = hashlib.sha256(b"content").digest() * 40_000  # several pieces
 BROKEN = "breaks off its answer: peer closed connection without sending complete message body (received {} bytes, expected {})"
-PATIENCE = Patience(connect=1, answer=1, silence=0.5, attempts=3, pause=0.001)
+PATIENCE = Patience(connect=10, answer=30, silence=30, attempts=3, pause=0.001)
+IMPATIENCE = Patience(connect=10, answer=1, silence=0.5, attempts=3, pause=0.001)
 
 
 class Clock:
@@ -52,9 +58,17 @@ class Clients:
     def __init__(self) -> None:
         self._made: list[BinaryCaches] = []
 
-    def __call__(self, *urls: str, clock: Clock | None = None) -> BinaryCaches:
-        configuration = CacheConfiguration(tuple(map(BinaryCache.parse, urls)), Trust.parse(KEY.public))
-        self._made.append(BinaryCaches(configuration, PATIENCE, clock or Clock()))
+    def __call__(
+        self,
+        *urls: str,
+        clock: Clock | None = None,
+        authorities: bytes = b"",
+        patience: Patience = PATIENCE,
+    ) -> BinaryCaches:
+        configuration = CacheConfiguration(
+            tuple(map(BinaryCache.parse, urls)), Trust.parse(KEY.public), authorities
+        )
+        self._made.append(BinaryCaches(configuration, patience, clock or Clock()))
         return self._made[-1]
 
     async def close(self) -> None:
@@ -176,7 +190,7 @@ async def test_a_cache_that_fails_hides_no_other_ones_answer_and_rests(
             (Answer(b"Store", length=100), BROKEN.format(5, 100)),
         ):
             cache.answers[narinfo_name(path)] = answer
-            client = caches(f"{cache.url}?priority=1", other.url, clock=clock)
+            client = caches(f"{cache.url}?priority=1", other.url, clock=clock, patience=IMPATIENCE)
             assert (await found(client, path)).cache == other.url
             assert client._caches[0].problem == reason
             before = len(cache.requests)
@@ -333,7 +347,7 @@ async def test_wrong_nars_are_refused_with_the_reason(cache: CacheServer, caches
 
 
 async def test_endless_and_hanging_nars_end(cache: CacheServer, caches: Clients) -> None:
-    client = caches(cache.url)
+    client = caches(cache.url, patience=IMPATIENCE)
     narinfo = await found(client, cache.add("hello", CONTENT, KEY))
     for answer, reason in (
         (Answer(endless(bytes(65536)), chunked=True), "it sends more bytes than its narinfo says"),
@@ -358,3 +372,80 @@ async def test_a_login_goes_to_the_cache_and_to_no_other_host(cache: CacheServer
         assert {headers["authorization"] for headers in logins} == {"Basic dXNlcjpwQHNz"}
         assert len(other.requests) == 2
         assert not any("authorization" in {name.lower() for name in headers} for _, headers in other.requests)
+
+
+def certified(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_http2_takes_one_connection(caches: Clients) -> None:
+    authority = trustme.CA()
+    with http2_cache_server(certified(authority, HOST)) as cache:
+        paths = [cache.add(f"package-{number}", b"", KEY) for number in range(200)]
+        client = caches(cache.url, authorities=authority.cert_pem.bytes())
+        assert set(await client.find([*paths, store_path("absent")])) == set(paths)
+        assert cache.connections == 1
+        # Without the authority, the certificate is not trusted.
+        client = caches(cache.url)
+        assert await client.look_up(paths[0]) is None
+        assert "certificate verify failed" in client.explain(paths[0])
+
+
+async def test_caches_are_reached_through_a_proxy(caches: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    with cache_server(certified(authority, "cache.example.org")) as cache:
+        path = cache.add("hello", CONTENT, KEY)
+        port = int(cache.url.rpartition(":")[2])
+        with forward_proxy({"cache.example.org": port}, "me:sesame") as proxy:
+            monkeypatch.setenv("https_proxy", proxy.url)
+            client = caches("https://cache.example.org", authorities=authority.cert_pem.bytes())
+            assert content_of(client, await found(client, path)) == nar_of_file(CONTENT)
+            assert set(proxy.targets) == {"cache.example.org:443"}
+            await client.close()
+
+
+async def test_a_redirect_from_https_to_http_is_refused(cache: CacheServer, caches: Clients) -> None:
+    authority = trustme.CA()
+    with cache_server(certified(authority, HOST)) as secure:
+        path = secure.add("hello", CONTENT, KEY)
+        client = caches(secure.url, authorities=authority.cert_pem.bytes())
+        narinfo = await found(client, path)
+        for name in (narinfo_name(path), "nar/hello.nar"):
+            cache.answers[name] = secure.answers[name]
+            secure.answers[name] = Answer(b"", 307, {"Location": f"{cache.url}/{name}"})
+        assert await client.look_up(path) is None
+        assert client.explain(path) == f"{secure.url} redirects to another scheme"
+        with pytest.raises(BinaryCacheFailed, match="redirects to another scheme"):
+            content_of(client, narinfo)
+        assert not cache.requests
+
+
+async def test_a_failed_cache_is_tried_again_beside_the_others(cache: CacheServer, caches: Clients) -> None:
+    clock = Clock()
+    with cache_server() as other:
+        path = cache.add("hello", b"", KEY)
+        other.add("hello", b"", KEY)
+        cache.answers["nix-cache-info"] = Answer(b"", 404)
+        client = caches(f"{cache.url}?priority=1", other.url, clock=clock)
+        assert (await found(client, path)).cache == other.url
+        assert cache.requested("nix-cache-info") == 1
+        assert (await found(client, path)).cache == other.url
+        assert cache.requested("nix-cache-info") == 1
+        clock.now += COOLDOWN
+        cache.answers["nix-cache-info"] = other.answers["nix-cache-info"]
+        assert (await found(client, path)).cache == other.url
+        await client.states()
+        assert (await found(client, path)).cache == cache.url
+
+
+async def test_a_remembered_narinfo_is_checked_again(cache: CacheServer, caches: Clients) -> None:
+    client = caches(cache.url)
+    path = cache.add("hello", b"", KEY)
+    narinfo = await found(client, path)
+    assert client.read(narinfo.text.encode(), path, narinfo.cache) == narinfo
+    with pytest.raises(ValueError, match="it is of"):
+        client.read(narinfo.text.encode(), store_path("other"), narinfo.cache)
+    with pytest.raises(ValueError, match="the binary cache https://gone is not configured"):
+        client.read(narinfo.text.encode(), path, "https://gone")
