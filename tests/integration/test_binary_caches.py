@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from nixery.binary_caches.client import BinaryCaches
 from nixery.binary_caches.configuration import CacheConfiguration
@@ -17,6 +19,7 @@ from nixery.closure import PathInfo, StorePath
 from nixery.errors import BinaryCacheFailed
 from nixery.nix.realisation import parse_registrations
 from tests.support.nix import nix_environment
+from tests.support.object_stores import BUCKET, moto
 from tests.support.web_server import file_server
 
 COMPRESSIONS = ("zstd", "xz", "bzip2", "gzip", "none")
@@ -209,3 +212,34 @@ def test_the_configuration_is_nixs(
     assert [cache.name for cache in found.caches] == shown["substituters"]["value"]
     assert set(found.trust.keys) == {key.partition(":")[0] for key in shown["trusted-public-keys"]["value"]}
     assert found.trust.require_signatures is shown["require-sigs"]["value"]
+
+
+async def test_a_bucket_is_read(
+    caches: dict[str, Path],
+    closure: dict[StorePath, PathInfo],
+    public_key: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with moto(tmp_path) as store:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, store.settings[name])
+        endpoint = store.settings["AWS_ENDPOINT_URL"]
+        bucket = S3Store(
+            BUCKET,
+            prefix="some/cache",
+            endpoint=endpoint,
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+        for file in caches["zstd"].rglob("*"):
+            if file.is_file():
+                obstore.put(bucket, str(file.relative_to(caches["zstd"])), file.read_bytes())
+        client = client_of(
+            f"s3://{BUCKET}/some/cache?scheme=http&endpoint={endpoint.removeprefix('http://')}", public_key[0]
+        )
+        found = await client.find([*closure, StorePath(f"{'0' * 32}-absent")])
+        assert {path: narinfo.info for path, narinfo in found.items()} == closure
+        for path, narinfo in found.items():
+            with client.open(narinfo) as pieces:
+                assert hashlib.sha256(b"".join(pieces)).hexdigest() == closure[path].nar_hash
