@@ -28,6 +28,7 @@ from nixery.errors import (
     LoginRequired,
     ManifestUnknown,
     NameUnknown,
+    NarRefused,
     NixeryError,
     NixStoreFull,
     NixTimedOut,
@@ -84,6 +85,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     PackageSetChanged: (503, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     BinaryCacheFailed: (503, "UNKNOWN"),
+    # A binary cache. As for a failed build: people have to see the message.
+    NarRefused: (422, "MANIFEST_UNKNOWN"),
     # Nix. As for a failed build: clients show nothing of a 504 but its number.
     NixTimedOut: (422, "MANIFEST_UNKNOWN"),
     BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),
