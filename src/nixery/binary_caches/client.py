@@ -19,7 +19,7 @@ from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo, Trust
 from nixery.binary_caches.transports import FileMissing, Patience, Transport, TransportFailed, open_transport
 from nixery.caching import LRUCache, TTLCache
 from nixery.closure import STORE_DIRECTORY, StorePath
-from nixery.errors import BinaryCacheFailed
+from nixery.errors import BinaryCacheFailed, SettingsError
 
 # Bytes of nix-cache-info.
 _LARGEST_CACHE_INFO = 64 * 1024
@@ -86,7 +86,7 @@ class BinaryCaches:
         clock: seconds; only differences matter.
 
     Raises:
-        ValueError: a cache cannot be used with its parameters.
+        SettingsError: a cache cannot be used with its parameters, or the certificates cannot be read.
     """
 
     def __init__(
@@ -96,15 +96,16 @@ class BinaryCaches:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         patience = patience or Patience()
+        try:
+            transports = [
+                open_transport(cache, configuration.authorities, patience) for cache in configuration.caches
+            ]
+        except ValueError as error:
+            raise SettingsError((f"Nix's configuration is wrong: {error}",)) from error
+        trust = configuration.trust
         self._caches = [
-            _Cache(
-                cache,
-                open_transport(cache, configuration.authorities, patience),
-                configuration.trust.without_signatures() if cache.trusted else configuration.trust,
-                patience,
-                clock,
-            )
-            for cache in configuration.caches
+            _Cache(cache, transport, trust.without_signatures() if cache.trusted else trust, patience, clock)
+            for cache, transport in zip(configuration.caches, transports, strict=True)
         ]
         self._by_name = {cache.name: cache for cache in self._caches}
         self._absent: TTLCache[StorePath, str] = TTLCache(_ABSENT_MEMORY, clock)

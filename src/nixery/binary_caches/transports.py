@@ -130,7 +130,7 @@ def open_transport(cache: BinaryCache, authorities: bytes, patience: Patience) -
     """Return the transport of a cache; connects to nothing yet.
 
     Raises:
-        ValueError: a parameter of the cache's URL is wrong.
+        ValueError: a parameter of the cache's URL is wrong, or the authorities are no certificates.
     """
     match cache.scheme:
         case "file":
@@ -227,9 +227,7 @@ class _HTTP:
         headers = {"Accept-Encoding": "identity"}
         if cache.login is not None:
             headers["Authorization"] = f"Basic {b64encode(':'.join(cache.login).encode()).decode()}"
-        context = ssl.create_default_context()
-        if authorities:
-            context.load_verify_locations(cadata=authorities.decode())
+        context = _tls(authorities)
         self._client = httpx.Client(
             verify=context,
             headers=headers,
@@ -347,6 +345,16 @@ async def _beginning(answer: httpx.Response, limit: int) -> bytes:
         if len(content) == limit:
             break
     return bytes(content)
+
+
+def _tls(authorities: bytes) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if authorities:
+        try:
+            context.load_verify_locations(cadata=authorities.decode("ascii"))
+        except (ssl.SSLError, ValueError):
+            raise ValueError("ssl-cert-file, or NIX_SSL_CERT_FILE, has no certificates in PEM") from None
+    return context
 
 
 def _bounded(content: bytes, limit: int) -> bytes:

@@ -349,7 +349,7 @@ def _binary_caches(settings: Settings) -> Iterator[Finding]:
     try:
         configuration = CacheConfiguration.read(settings.environment, settings.nix_arguments)
         caches = BinaryCaches(configuration)
-    except (SettingsError, ValueError) as error:
+    except SettingsError as error:
         yield Finding("cache", False, str(error), _CACHES)
         return
     for line in configuration.unusable:

@@ -13,7 +13,7 @@ from nixery.binary_caches.decompression import PIECE
 from nixery.binary_caches.narinfo import Compression, NarInfo, Trust
 from nixery.binary_caches.transports import Patience
 from nixery.closure import StorePath
-from nixery.errors import BinaryCacheFailed
+from nixery.errors import BinaryCacheFailed, SettingsError
 from tests.support.binary_cache import (
     COMPRESS,
     Answer,
@@ -449,3 +449,13 @@ async def test_a_remembered_narinfo_is_checked_again(cache: CacheServer, caches:
         client.read(narinfo.text.encode(), store_path("other"), narinfo.cache)
     with pytest.raises(ValueError, match="the binary cache https://gone is not configured"):
         client.read(narinfo.text.encode(), path, "https://gone")
+
+
+async def test_authorities_that_are_no_certificates_are_refused(caches: Clients) -> None:
+    for wrong in (
+        b"no certificate",
+        b"\xff",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ):
+        with pytest.raises(SettingsError, match="has no certificates in PEM"):
+            caches("https://cache.example.org", authorities=wrong)
