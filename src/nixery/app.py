@@ -382,6 +382,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
+        if substitution is not None:
+            await substitution.close()
         await leases.close()
         for log in (traces, audit):
             if log is not None:
