@@ -349,7 +349,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
         await asyncio.gather(*closing)
-        await history.close()
+        await asyncio.gather(history.close(), *([substitution.close()] if substitution else []))
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
@@ -382,8 +382,6 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
-        if substitution is not None:
-            await substitution.close()
         await leases.close()
         for log in (traces, audit):
             if log is not None:
