@@ -11,6 +11,8 @@ from building.layout import output_path
 
 # A file of an output: one line with the path of each output that it uses without naming it.
 DEPENDENCIES = "nix-support/dependencies"
+# Another: the output's packages, for dpkg's database of an image.
+DPKG_STATUS = "nix-support/dpkg-status"
 
 # Directories that the packages of one product fill.
 _PRIVATE = re.compile(r"(?:lib|share)/(?![^/]+-linux-gnu[a-z0-9]*/)[^/]+/")

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from building.outputs import DEPENDENCIES, Outputs
+from building.outputs import DEPENDENCIES, DPKG_STATUS, Outputs
 
 _SHELL_SHEBANG = re.compile(rb"\A#![ \t]*\S*/(?:env[ \t]+)?(?:ba|da|k|z)?sh\b")
 # The name of a command: at the start of a line or after what may come before a command.
@@ -41,8 +41,9 @@ def record_dependencies(outputs: Outputs) -> None:
 
 def _has_files(output: str) -> bool:
     """Whether an output has more than licences: a package may be declared for its name alone (`gcc-12-base`)."""
-    top, share = Path(output), Path(output, "share")
-    return any(path != share for path in top.iterdir()) or any(path.name != "doc" for path in share.iterdir())
+    top = Path(output)
+    expected = {top / name for name in ("share", "share/doc", "nix-support", DPKG_STATUS)}
+    return bool({*top.iterdir(), *top.glob("share/*"), *top.glob("nix-support/*")} - expected)
 
 
 def _called_essential(outputs: Outputs) -> set[str]:
