@@ -9,10 +9,11 @@ like what is not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 
 from nixery.access.identity import ANONYMOUS, Identity, Right
 from nixery.caching import LRUCache
@@ -37,6 +38,9 @@ _VERBS = {
     Right.SEE_BUILDS: "see builds of",
     Right.ADMIN: "administer",
 }
+
+# Parts of an attribute path, beyond which nothing is allowed: a rule is compared with each path within it.
+_MOST_PARTS = 15
 
 # Who a rule is for: a word, or a kind and a pattern.
 _WORDS = frozenset({"everyone", "anonymous", "authenticated"})
@@ -321,28 +325,44 @@ def _is_for_all(rule: Rule) -> bool:
 
 
 def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[Rule], bool]) -> bool:
-    first = next((rule for rule in rules if applies(rule) and _matches_any(rule.packages, name)), None)
-    if first is None or right not in first.may:
+    rules = [rule for rule in rules if applies(rule)]
+    first = next((i for i, rule in enumerate(rules) if _matches_any(rule.packages, name)), None)
+    if first is None or right not in rules[first].may:
         return False
-    # `pkgs.curl` is `curl` by another path: what a rule forbids by name, it forbids under each path that ends so.
-    for other in _other_names(name):
-        named = next((rule for rule in rules if applies(rule) and _names(rule.packages, other)), None)
+    paths = _paths_within(name)
+    if paths is None:
+        return False
+    # `pkgs.curl` is `curl` by another path, and `curl.dev` is an output of it: what a rule forbids by name, it forbids
+    # there as well. But a rule that allows `curl.dev` before it holds.
+    for other, is_beginning in paths:
+        named = next(
+            (rule for rule in (rules[:first] if is_beginning else rules) if _names(rule.packages, other)),
+            None,
+        )
         if named is not None and right not in named.may:
             return False
     return True
 
 
-def _other_names(name: str) -> Iterator[str]:
-    """Yield the ends of an attribute path, and the names that ``image.spelling`` lets a component stand for."""
-    while True:
-        if name[:1].isdigit():
-            yield f"_{name}"
-        elif name[:2] in {"x_", "x-"}:
-            yield name[1:]
-        _, dot, name = name.partition(".")
-        if not dot:
-            return
-        yield name
+def _paths_within(name: str) -> list[tuple[str, bool]] | None:
+    """Return the attribute paths within one, each with whether it is only a beginning; ``None`` if there are too many.
+
+    Of each path there are the names that ``image.spelling`` lets a component stand for as well.
+    """
+    parts = name.split(".")
+    if len(parts) > _MOST_PARTS:
+        return None
+    found: list[tuple[str, bool]] = []
+    for start, end in combinations(range(len(parts) + 1), 2):
+        path = ".".join(parts[start:end])
+        is_beginning = start == 0 and end < len(parts)
+        if path != name:
+            found.append((path, is_beginning))
+        if path[:1].isdigit():
+            found.append((f"_{path}", is_beginning))
+        elif path[:2] in {"x_", "x-"}:
+            found.append((path[1:], is_beginning))
+    return found
 
 
 def _unescaped(component: str) -> tuple[str, ...]:
