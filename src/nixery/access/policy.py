@@ -244,10 +244,17 @@ class Access:
 
     def allows_anything(self, right: Right) -> bool:
         """Whether the identity has a right over anything at all."""
-        return self._rules is None or (
-            (self.identity.limits is None or right in self.identity.limits.rights)
-            and any(right in rule.may for rule in self._rules)
-        )
+        if self._rules is None:
+            return True
+        if self.identity.limits is not None and right not in self.identity.limits.rights:
+            return False
+        for rule in self._rules:
+            if right in rule.may:
+                return True
+            # Later rules decide about nothing.
+            if _is_for_all(rule) and any(set(pattern) == {_ANY} for pattern in rule.packages):
+                return False
+        return False
 
     def _allows(self, right: Right, request: ImageRequest, tag: str) -> bool:
         platform = str(request.platform)

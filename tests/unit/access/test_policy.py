@@ -95,6 +95,17 @@ def test_other_packages_stay_allowed(name: str) -> None:
     assert may_pull([rule(NOTHING, "curl", "g++"), rule(ALL)], name)
 
 
+def test_a_rule_that_forbids_everything_forbids_what_is_about_no_package() -> None:
+    forbidden = rule(NOTHING, who="user:bob")
+    everything = rule(ALL, who="authenticated")
+    for right in Right:
+        assert not Access(BOB, [forbidden, everything]).allows_anything(right)
+        assert Access(BOB, [everything, forbidden]).allows_anything(right)
+        # A rule about some images leaves others to later rules.
+        for partial in (rule(NOTHING, "curl"), Rule(("everyone",), NOTHING, tags=("main",))):
+            assert Access(BOB, [partial, everything]).allows_anything(right)
+
+
 def test_an_escaped_name_is_allowed_by_its_attribute() -> None:
     assert may_pull([rule(PULL, "g++")], "g__2b__2b")
     assert not may_pull([rule(PULL, "g++")], "g__2b")
