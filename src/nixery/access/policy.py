@@ -216,43 +216,44 @@ class Access:
         )
         return PackagesUnavailable(tuple(packages))
 
-    def allows_package(self, right: Right, component: str) -> bool:
-        """Whether the identity has a right over a package at some tag, for some platform.
+    def allows_package(self, right: Right, component: str, tag: str | None = None) -> bool:
+        """Whether the identity has a right over a package for some platform.
 
         Args:
             right: in question.
             component: as in the name of an image.
+            tag: of the package set; ``None`` for some tag.
         """
         if self._rules is None:
             return True
-        key = (right, component)
+        key = (right, component, tag)
         found = self._decisions.get(key)
         if found is None:
             # The first rule may be for other tags or platforms: those that nothing matches are left to later rules.
             found = self._within_limits(right, component) and _decide(
-                [rule for rule in self._rules if right in rule.may or _is_for_all(rule)],
+                [rule for rule in self._rules if right in rule.may or _is_for_all(rule, tag)],
                 right,
                 component,
-                lambda _: True,
+                lambda rule: _is_for_tag(rule, tag),
             )
-            self._decisions.put(key, found, len(component) + 64)
+            self._decisions.put(key, found, len(component) + len(tag or "") + 64)
         return found
 
     def allows_name(self, right: Right, request: ImageRequest) -> bool:
         """Whether the identity has a right over each package of an image, at some tag."""
         return self._rules is None or all(self.allows_package(right, one) for one in names_of(request))
 
-    def allows_anything(self, right: Right) -> bool:
-        """Whether the identity has a right over anything at all."""
+    def allows_anything(self, right: Right, tag: str | None = None) -> bool:
+        """Whether the identity has a right over anything at all, at a tag; ``None`` for some tag."""
         if self._rules is None:
             return True
         if self.identity.limits is not None and right not in self.identity.limits.rights:
             return False
         for rule in self._rules:
-            if right in rule.may:
+            if right in rule.may and _is_for_tag(rule, tag):
                 return True
             # Later rules decide about nothing.
-            if _is_for_all(rule) and any(set(pattern) == {_ANY} for pattern in rule.packages):
+            if _is_for_all(rule, tag) and any(set(pattern) == {_ANY} for pattern in rule.packages):
                 return False
         return False
 
@@ -267,9 +268,7 @@ class Access:
 
     def _allows_at(self, right: Right, name: str, tag: str, platform: str) -> bool:
         def applies(rule: Rule) -> bool:
-            return any(matches(one, tag) for one in rule.tags) and any(
-                matches(one, platform) for one in rule.platforms
-            )
+            return _is_for_tag(rule, tag) and any(matches(one, platform) for one in rule.platforms)
 
         return self._within_limits(right, name) and _decide(self._rules or (), right, name, applies)
 
@@ -327,8 +326,14 @@ def names_of(request: ImageRequest) -> tuple[str, ...]:
     return (*request.requested, *(("shell",) if request.shell else ()))
 
 
-def _is_for_all(rule: Rule) -> bool:
-    return rule.tags == (_ANY,) and rule.platforms == (_ANY,)
+def _is_for_tag(rule: Rule, tag: str | None) -> bool:
+    return tag is None or any(matches(pattern, tag) for pattern in rule.tags)
+
+
+def _is_for_all(rule: Rule, tag: str | None) -> bool:
+    """Whether a rule is for all platforms, at a tag; ``None`` for all tags."""
+    of_tag = rule.tags == (_ANY,) if tag is None else _is_for_tag(rule, tag)
+    return of_tag and rule.platforms == (_ANY,)
 
 
 def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[Rule], bool]) -> bool:
