@@ -114,8 +114,15 @@ def matches(pattern: str, text: str) -> bool:
 
 @lru_cache(4096)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    parts = re.sub(r"\*+", _ANY, pattern).split(_ANY)
-    return re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+    first, *rest = re.sub(r"\*+", _ANY, pattern).split(_ANY)
+    if not rest:
+        return re.compile(re.escape(first))
+    *middle, last = map(re.escape, rest)
+    # Each text is taken where it occurs first, for good: with backtracking, a client could choose a name that takes
+    # minutes for a pattern with five `*`.
+    return re.compile(
+        "".join((re.escape(first), *(f"(?>.*?{text})" for text in middle), ".*", last)), re.DOTALL
+    )
 
 
 class Access:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nixery.access.identity import ANONYMOUS, Identity, Kind, Limits, Right
-from nixery.access.policy import Access, Policy, Rule, check_term
+from nixery.access.policy import Access, Policy, Rule, check_term, matches
 from nixery.errors import (
     AccessDenied,
     LoginRequired,
@@ -104,6 +104,29 @@ def test_a_rule_that_forbids_everything_forbids_what_is_about_no_package() -> No
         # A rule about some images leaves others to later rules.
         for partial in (rule(NOTHING, "curl"), Rule(("everyone",), NOTHING, tags=("main",))):
             assert Access(BOB, [partial, everything]).allows_anything(right)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_match"),
+    [
+        ("a*", "a", True),
+        ("*", "", True),
+        ("a*b", "ab", True),
+        ("a*b", "aba", False),
+        ("*ab*ab", "abab", True),
+        ("*ab*ab", "aab", False),
+        ("*ab*b", "abb", True),
+        ("a**c*e", "abcde", True),
+        ("a*c*e", "acd\ne", True),
+        ("aa*aa", "aaa", False),
+        ("a.c", "abc", False),
+        # With backtracking, each of these takes years.
+        ("*a*a*a*a*a*a*a*a*b", "a" * 250, False),
+        ("*-*-*-*-*-*-*-*x", "a-" * 120, False),
+    ],
+)
+def test_patterns(pattern: str, text: str, is_match: bool) -> None:  # noqa: FBT001
+    assert matches(pattern, text) is is_match
 
 
 def test_an_escaped_name_is_allowed_by_its_attribute() -> None:
