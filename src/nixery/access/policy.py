@@ -114,15 +114,28 @@ def matches(pattern: str, text: str) -> bool:
 
 @lru_cache(4096)
 def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(_expression(pattern), re.DOTALL)
+
+
+@lru_cache(4096)
+def _of_packages(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return expressions for the patterns of packages, and for those among them that name packages."""
+
+    def one_of(some: Sequence[str]) -> re.Pattern[str]:
+        # Of none: an expression that matches nothing.
+        return re.compile("|".join(_expression(pattern.lower()) for pattern in some) or "(?!)", re.DOTALL)
+
+    return one_of(patterns), one_of([pattern for pattern in patterns if pattern != _ANY])
+
+
+def _expression(pattern: str) -> str:
     first, *rest = re.sub(r"\*+", _ANY, pattern).split(_ANY)
     if not rest:
-        return re.compile(re.escape(first))
+        return re.escape(first)
     *middle, last = map(re.escape, rest)
     # Each text is taken where it occurs first, for good: with backtracking, a client could choose a name that takes
     # minutes for a pattern with five `*`.
-    return re.compile(
-        "".join((re.escape(first), *(f"(?>.*?{text})" for text in middle), ".*", last)), re.DOTALL
-    )
+    return "".join((re.escape(first), *(f"(?>.*?{text})" for text in middle), ".*", last))
 
 
 class Access:
@@ -281,7 +294,10 @@ class Access:
 
     def _within_limits(self, right: Right, name: str) -> bool:
         limits = self.identity.limits
-        return limits is None or (right in limits.rights and _matches_any(limits.packages, name))
+        if limits is None:
+            return True
+        pattern, _ = _of_packages(limits.packages)
+        return right in limits.rights and any(map(pattern.fullmatch, _spellings(name)))
 
 
 # Of a server without rules.
@@ -345,7 +361,8 @@ def _is_for_all(rule: Rule, tag: str | None) -> bool:
 
 def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[Rule], bool]) -> bool:
     rules = [rule for rule in rules if applies(rule)]
-    first = next((i for i, rule in enumerate(rules) if _matches_any(rule.packages, name)), None)
+    spelled = _spellings(name)
+    first = next((i for i, rule in enumerate(rules) if _is_for(rule, spelled)), None)
     if first is None or right not in rules[first].may:
         return False
     paths = _paths_within(name)
@@ -354,10 +371,9 @@ def _decide(rules: Sequence[Rule], right: Right, name: str, applies: Callable[[R
     # `pkgs.curl` is `curl` by another path, and `curl.dev` is an output of it: what a rule forbids by name, it forbids
     # there as well. But a rule that allows `curl.dev` before it holds.
     for other, is_beginning in paths:
-        named = next(
-            (rule for rule in (rules[:first] if is_beginning else rules) if _names(rule.packages, other)),
-            None,
-        )
+        spelled = _spellings(other)
+        compared = rules[:first] if is_beginning else rules
+        named = next((rule for rule in compared if _is_for(rule, spelled, named=True)), None)
         if named is not None and right not in named.may:
             return False
     return True
@@ -384,16 +400,14 @@ def _paths_within(name: str) -> list[tuple[str, bool]] | None:
     return found
 
 
-def _unescaped(component: str) -> tuple[str, ...]:
-    if "__" not in component:
-        return ()
-    return (_ESCAPE.sub(lambda match: chr(int(match[1], 16)), component),)
+def _spellings(name: str) -> tuple[str, ...]:
+    """Return a name, and the attribute that it stands for if it is an escaped spelling; in lower case."""
+    if "__" not in name:
+        return (name.lower(),)
+    return name.lower(), _ESCAPE.sub(lambda match: chr(int(match[1], 16)), name).lower()
 
 
-def _matches_any(patterns: Sequence[str], name: str) -> bool:
-    names = [one.lower() for one in (name, *_unescaped(name))]
-    return any(matches(pattern.lower(), one) for pattern in patterns for one in names)
-
-
-def _names(patterns: Sequence[str], name: str) -> bool:
-    return _matches_any([pattern for pattern in patterns if pattern != _ANY], name)
+def _is_for(rule: Rule, spelled: Sequence[str], *, named: bool = False) -> bool:
+    """Whether a rule is for a package; with ``named``, by a pattern that names packages."""
+    pattern = _of_packages(rule.packages)[named]
+    return any(pattern.fullmatch(one) is not None for one in spelled)
