@@ -9,6 +9,7 @@ like what is not there.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ class Access:
         policy: that these rights are from; ``None`` for one that never changes.
     """
 
-    __slots__ = ("_decisions", "_policy", "_rules", "identity", "shows_denials")
+    __slots__ = ("_decisions", "_lock", "_policy", "_rules", "identity", "shows_denials")
 
     def __init__(
         self,
@@ -162,6 +163,8 @@ class Access:
         self.identity = identity
         self.shows_denials = shows_denials
         self._rules = None if rules is None else tuple(rule for rule in rules if rule.is_for(identity))
+        # Searches and pages are made in threads, for the same identity as requests on the event loop.
+        self._lock = threading.Lock()
         self._decisions: LRUCache[tuple[object, ...], bool] = LRUCache(_DECISIONS)
 
     @property
@@ -247,7 +250,7 @@ class Access:
         if self._rules is None:
             return True
         key = (right, component, tag)
-        found = self._decisions.get(key)
+        found = self._decision(key)
         if found is None:
             # The first rule may be for other tags or platforms: those that nothing matches are left to later rules.
             found = self._within_limits(right, component) and _decide(
@@ -256,7 +259,7 @@ class Access:
                 component,
                 lambda rule: _is_for_tag(rule, tag),
             )
-            self._decisions.put(key, found, len(component) + len(tag or "") + 64)
+            self._keep(key, len(component) + len(tag or "") + 64, found)
         return found
 
     def allows_name(self, right: Right, request: ImageRequest) -> bool:
@@ -280,11 +283,19 @@ class Access:
     def _allows(self, right: Right, request: ImageRequest, tag: str) -> bool:
         platform = str(request.platform)
         key = (right, request.requested, request.shell, platform, tag)
-        found = self._decisions.get(key)
+        found = self._decision(key)
         if found is None:
             found = all(self._allows_at(right, name, tag, platform) for name in names_of(request))
-            self._decisions.put(key, found, sum(map(len, request.requested)) + len(tag) + 128)
+            self._keep(key, sum(map(len, request.requested)) + len(tag) + 128, found)
         return found
+
+    def _decision(self, key: tuple[object, ...]) -> bool | None:
+        with self._lock:
+            return self._decisions.get(key)
+
+    def _keep(self, key: tuple[object, ...], size: int, found: bool) -> None:  # noqa: FBT001
+        with self._lock:
+            self._decisions.put(key, found, size)
 
     def _allows_at(self, right: Right, name: str, tag: str, platform: str) -> bool:
         def applies(rule: Rule) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from nixery.access.identity import ANONYMOUS, Identity, Kind, Limits, Right
@@ -127,6 +130,24 @@ def test_a_rule_that_forbids_everything_forbids_what_is_about_no_package() -> No
 )
 def test_patterns(pattern: str, text: str, is_match: bool) -> None:  # noqa: FBT001
     assert matches(pattern, text) is is_match
+
+
+def test_threads_decide_for_one_identity_at_the_same_time() -> None:
+    # Searches and pages run in threads, and all anonymous clients are one identity.
+    access = Access(ANONYMOUS, [rule(PULL, "a*")])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def decide(_: int) -> int:
+        # More names than are remembered.
+        names = [f"{'ab'[number % 2]}{number}" for number in range(300)]
+        return sum(access.allows_package(Right.PULL, name) for _ in range(60) for name in names)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(decide, range(4))) == [9000] * 4
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_escaped_name_is_allowed_by_its_attribute() -> None:
