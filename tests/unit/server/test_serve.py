@@ -73,11 +73,11 @@ async def http2(application: Application, directory: Path) -> AsyncIterator[asyn
     context = ssl.create_default_context()
     authority.configure_trust(context)
     context.set_alpn_protocols(["h2"])
+    writer: asyncio.StreamWriter | None = None
     try:
-        while True:
+        while writer is None:
             try:
                 _, writer = await asyncio.open_connection(HOST, port, ssl=context, server_hostname=HOST)
-                break
             except ConnectionRefusedError:
                 await asyncio.sleep(0.01)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, b""))
