@@ -356,8 +356,12 @@ class Policy:
 
 
 def names_of(request: ImageRequest) -> tuple[str, ...]:
-    """Return the names that rules are about: the packages that the client asked for, and ``shell``."""
-    return (*request.requested, *(("shell",) if request.shell else ()))
+    """Return the names that rules are about, at least one: packages that the client asked for, and ``shell``.
+
+    Of an image without either, whose name is that of a platform, it is ``amd64`` or ``arm64``.
+    """
+    names = (*request.requested, *(("shell",) if request.shell else ()))
+    return names or (request.platform.architecture.name,)
 
 
 def _is_for_tag(rule: Rule, tag: str | None) -> bool:

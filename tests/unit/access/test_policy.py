@@ -42,6 +42,18 @@ def test_nothing_is_allowed_by_default() -> None:
     assert Access(BOB, None).allows(Right.PULL, requests_for("git", [AMD64]), "latest")
 
 
+@pytest.mark.parametrize("name", ["amd64", "arm64", "arm64/arm64"])
+def test_an_image_without_packages_needs_a_rule_as_well(name: str) -> None:
+    requests = requests_for(name, [AMD64, ARM64])
+    for rules in ([], [rule(NOTHING)], [rule(ALL, "git")]):
+        access = Access(ANONYMOUS, rules)
+        for right in Right:
+            assert not access.allows(right, requests, "latest")
+            assert not access.allows_name(right, requests[0])
+    assert may_pull([rule(PULL, "a*64")], name)
+    assert may_pull([rule(PULL)], name)
+
+
 def test_the_first_rule_that_matches_decides() -> None:
     rules = [rule(NOTHING, "git"), rule(ALL)]
     assert not may_pull(rules, "git")
