@@ -61,10 +61,12 @@ class RequestContext:
             wait.cancel()
 
     def track(self, wait: Wait) -> None:
-        """Let ``abandon`` cancel a wait until it is done."""
+        """Let ``abandon`` cancel a wait until it is done; cancel it now if the client has disconnected already."""
         waits = self._waits = self._waits or []
         waits.append(wait)
         wait.add_done_callback(waits.remove)
+        if self.abandoned:
+            wait.cancel()
 
     @property
     def client(self) -> Client:

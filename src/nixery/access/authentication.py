@@ -189,6 +189,9 @@ class Authenticator:
         if password.startswith(API_TOKEN_PREFIX) or (
             self._verifiers.oidc is not None and password.startswith(_JSON) and password.count(".") == _DOTS
         ):
+            # Clients send their password to get a token; one of the token service would renew itself for ever.
+            if looks_like_one(password):
+                raise CredentialsRefused("a token of this registry is no password; log in again")
             return await self._by_token(password)
         self._verifiers.failed_logins.admit(client.name, user)
         if self._verifiers.passwords is None or not await self._verifiers.passwords.verify(user, password):

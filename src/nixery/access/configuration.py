@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nixery.access.identity import Right
 from nixery.access.policy import Policy, Rule, check_term
@@ -23,6 +23,17 @@ _LARGEST = 1024 * 1024
 
 # Seconds for which a token of the token service is valid: the distribution specification has 60 at least.
 _LEAST_LIFETIME, _LIFETIME, _MOST_LIFETIME = 60, 300, 3600
+
+# Issuers with tokens for every account of a public service, also with any audience that a job asks for.
+_PUBLIC_ISSUERS = frozenset(
+    {
+        "https://token.actions.githubusercontent.com",
+        "https://gitlab.com",
+        "https://accounts.google.com",
+        "https://agent.buildkite.com",
+        "https://app.terraform.io",
+    }
+)
 
 Term = Annotated[str, AfterValidator(check_term)]
 Terms = Annotated[tuple[Term, ...], Field(min_length=1)]
@@ -96,6 +107,16 @@ class OidcIssuer(_Section):
         ("openid", "profile", "email"), max_length=20
     )
     ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_required_claims(self) -> OidcIssuer:
+        # Rules for `authenticated` would be for everybody with an account there.
+        if self.issuer.rstrip("/") in _PUBLIC_ISSUERS and not self.required_claims:
+            raise ValueError(
+                f"every account of {self.issuer} gets tokens; set required-claims to those of your organization, "
+                'or { sub = "*" } to accept all'
+            )
+        return self
 
 
 class Proxy(_Section):

@@ -74,11 +74,14 @@ class AccessRules:
 
     async def watch(self) -> None:
         """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
+        seen = self._stamp
         while True:
             await asyncio.sleep(_INTERVAL)
             await self._refresh_passwords()
             stamp = await asyncio.to_thread(_stamp, self._path)
-            if stamp != self._stamp:
+            # Two looks have to agree: the last rule of a file that is being written may lack the line that limits it.
+            is_stable, seen = stamp == seen, stamp
+            if is_stable and stamp != self._stamp:
                 self._stamp = stamp
                 await self._reload()
 

@@ -178,11 +178,12 @@ class BuildCoordinator:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
+        if not may_build:
+            # Nor is a failure shown: its message has the end of a builder's log.
+            return await self._stored(request, pin)
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
-        if not may_build:
-            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from nixery.access.audit import AuditLog
 from nixery.access.authentication import Authenticated
-from nixery.access.identity import CredentialsRefused, Identity, Right
+from nixery.access.identity import CredentialsRefused, Right
 from nixery.access.loading import AccessRules
 from nixery.access.policy import current_access, enter_access
 from nixery.access.quotas import Quotas
@@ -23,6 +23,7 @@ from nixery.access.registry_tokens import SERVICE
 from nixery.errors import LoginRequired, NixeryError
 from nixery.image.name import COMPONENT, requests_for
 from nixery.image.platform import Platform
+from nixery.request_context import Client
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -215,10 +216,7 @@ class AccessControl:
         if request.method not in ("GET", "HEAD"):
             message = "method not allowed: use GET or POST"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD, POST"})
-        # A token must not be used to get another one that lives longer.
-        if found.repositories is not None:
-            return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", "send credentials, not a token of this service")
-        return await self._issued(found.identity, parse_qsl(request.query_string))
+        return await self._issued(found, parse_qsl(request.query_string))
 
     async def _token_for_form(self, request: Request, observed: Observed) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -234,15 +232,22 @@ class AccessControl:
             return errors_body(400, "UNSUPPORTED", f"send a form ({_FORM}) with grant_type=password")
         try:
             found = await self._rules.current.authenticator.authenticate_password(
-                fields.get("username", ""), fields.get("password", ""), observed.client
+                # By address: somebody with credentials must not have more attempts at those of others.
+                fields.get("username", ""),
+                fields.get("password", ""),
+                Client(observed.address),
             )
         except CredentialsRefused as error:
             return self._refused(error)
         except NixeryError as error:
             return error_response(error)
-        return await self._issued(found.identity, form)
+        return await self._issued(found, form)
 
-    async def _issued(self, identity: Identity, parameters: Sequence[tuple[str, str]]) -> Response:
+    async def _issued(self, found: Authenticated, parameters: Sequence[tuple[str, str]]) -> Response:
+        # A token must not be used to get another one that lives longer, or is for more images.
+        if found.repositories is not None:
+            return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", "send credentials, not a token of this service")
+        identity = found.identity
         service = dict(parameters).get("service", SERVICE)
         if service != SERVICE:
             return errors_body(400, "UNSUPPORTED", f"service should be {SERVICE}")

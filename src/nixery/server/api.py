@@ -20,7 +20,7 @@ from nixery.builds.images import Images
 from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
-from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
+from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.clients import image_path
@@ -34,7 +34,7 @@ from nixery.server.http import (
     StreamResponse,
     json_content,
 )
-from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_builds import PublishedBuilds, is_allowed
 from nixery.server.published_packages import (
     LARGEST_LIMIT,
     CheckedName,
@@ -397,10 +397,9 @@ class NamedImage:
 
 def visible(images: Sequence[Shared]) -> list[Shared]:
     """Return the images that the asker may pull."""
-    access = current_access()
-    if not access.is_restricted:
+    if not current_access().is_restricted:
         return list(images)
-    return [one for one in images if access.allows_name(Right.PULL, parse_image_name(one.build.name))]
+    return [one for one in images if is_allowed(Right.PULL, one.build)]
 
 
 async def describe(

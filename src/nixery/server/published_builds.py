@@ -146,14 +146,9 @@ class PublishedBuilds:
                 del self._followers[client]
 
     def _visible(self, report: BuildReport) -> BuildReport | None:
-        access = current_access()
-        if not access.is_restricted:
+        if not current_access().is_restricted:
             return self._shown(report)
-        try:
-            requests = requests_for(report.name, (Platform.parse(report.platform),))
-        except (InvalidName, ValueError):
-            return None  # of another server, which may have written anything
-        return report if access.allows(Right.SEE_BUILDS, requests, report.tag or "latest") else None
+        return report if is_allowed(Right.SEE_BUILDS, report) else None
 
     def _shown(self, report: BuildReport) -> BuildReport:
         if self.shows_names:
@@ -178,6 +173,15 @@ class PublishedBuilds:
                 "request_id": None,
             }
         )
+
+
+def is_allowed(right: Right, report: BuildReport) -> bool:
+    """Whether the asker has a right over the image of a build."""
+    try:
+        requests = requests_for(report.name, (Platform.parse(report.platform),))
+    except (InvalidName, ValueError):
+        return False  # of another server, which may have written anything
+    return current_access().allows(right, requests, report.tag or "latest")
 
 
 async def _next_change(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:

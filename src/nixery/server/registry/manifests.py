@@ -19,6 +19,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.plain_text import shortened
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, elements, matches
+from nixery.server.published_packages import visible_versions
 from nixery.server.registry.permissions import Permissions
 from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
@@ -139,7 +140,8 @@ class Manifests:
             found = await asyncio.wait_for(versions, _VERSIONS_TIMEOUT)
         except (TimeoutError, NixeryError):
             found = {}
-        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in found.items())
+        shown = {name: visible_versions(name, versions) for name, versions in found.items()}
+        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in shown.items() if versions)
         hint = f"; here, {known}" if known else ""
         return TagUnknown(
             error.tag,
