@@ -177,8 +177,11 @@ def _verify(certificate: x509.Certificate, store: Store, now: datetime) -> None:
     )
     clients = clients.may_be_present(x509.BasicConstraints, Criticality.AGNOSTIC, _require_no_authority)
     builder = PolicyBuilder().store(store).time(now)
-    policies = {"ca_policy": ExtensionPolicy.permit_all(), "ee_policy": clients}
-    builder.extension_policies(**policies).build_client_verifier().verify(certificate, [])
+    authorities = ExtensionPolicy.permit_all().require_present(
+        x509.BasicConstraints, Criticality.AGNOSTIC, None
+    )
+    builder = builder.extension_policies(ca_policy=authorities, ee_policy=clients)
+    builder.build_client_verifier().verify(certificate, [])
 
 
 def _require_client_use(
