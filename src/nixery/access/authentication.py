@@ -196,9 +196,11 @@ class Authenticator:
         ):
             return await self._by_token(password)
         self._verifiers.failed_logins.admit(client.name, user)
-        if self._verifiers.passwords is None or not await self._verifiers.passwords.verify(user, password):
+        passwords = self._verifiers.passwords
+        if passwords is None or not await passwords.verify(user, password):
             self._verifiers.failed_logins.failed(client.name, user)
-            raise CredentialsRefused(_REFUSED)
+            is_known = passwords is not None and passwords.has_user(user)
+            raise CredentialsRefused(_REFUSED, user if is_known else None)
         self._verifiers.failed_logins.succeeded(client.name, user)
         groups = (group for group, users in self._verifiers.groups.items() if user in users)
         return Authenticated(Identity(Kind.PASSWORD, user, frozenset(groups))), _REMEMBERED
