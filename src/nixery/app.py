@@ -16,6 +16,7 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.access.shared_usage import SharedUsage
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
@@ -152,7 +153,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     small_blobs = SmallBlobs(blobs)
 
     # Access.
-    quotas = Quotas()
+    quotas = Quotas(shared=SharedUsage(records) if resources.address is not None else None)
     rules = _access_rules(settings, resources, records, quotas)
     audit = _audit_log(settings, resources)
 
@@ -240,7 +241,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
+    build_bounds = BuildBounds(
+        slots, settings.build_timeout, admit=quotas.admit_build, refresh=quotas.refresh
+    )
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -328,6 +331,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
         await asyncio.gather(*closing)
+        await quotas.close()
         await history.close()
 
     ahead = asyncio.create_task(_read_ahead(source, nix))

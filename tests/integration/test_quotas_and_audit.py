@@ -12,6 +12,7 @@ import bcrypt
 
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
+from tests.support.server import Server
 
 _RULES = """
 htpasswd = "htpasswd"
@@ -174,3 +175,26 @@ def test_the_audit_log_says_who_had_what_built_pulled_was_refused_and_created_or
     assert [event["user"] for event in failed] == ["alice", None, None]
     assert (events[-1]["event"], events[-1]["owner"]) == ("token-revoked", "ci")
     assert not {token, _PASSWORD, "mallory"}.intersection(audit.read_text().split('"'))
+
+
+def test_two_servers_of_a_storage_have_one_quota_and_a_restart_does_not_renew_it(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    (tmp_path / "access.toml").write_text(
+        '[[rule]]\nwho = ["everyone"]\nmay = ["pull", "build"]\n'
+        '[[quota]]\nwho = ["everyone"]\nbuilds-per-hour = 2\n'
+    )
+    first, second = (start_server(NIXERY_ACCESS=str(tmp_path / "access.toml")) for _ in range(2))
+
+    def pull(server: Server, name: str) -> int:
+        return server.client.get(f"/v2/{name}/manifests/latest").status
+
+    assert [pull(first, "hello"), pull(second, "greeting")] == [200, 200]
+    refused = second.client.get("/v2/left/manifests/latest")
+    assert refused.status == 429
+    assert "builds an hour are limited to 2" in refused.error["message"]
+    # Stored images need no quota.
+    assert [pull(first, "greeting"), pull(second, "hello")] == [200, 200]
+    assert [first.stop(), second.stop()] == [0, 0]
+    third = start_server(NIXERY_ACCESS=str(tmp_path / "access.toml"))
+    assert pull(third, "left") == 429
