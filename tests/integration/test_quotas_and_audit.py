@@ -11,6 +11,7 @@ from typing import Any
 import bcrypt
 
 from tests.integration.conftest import StartServer
+from tests.integration.test_pages import post
 from tests.support.command_line import CommandLine
 from tests.support.server import Server
 
@@ -70,6 +71,7 @@ def test_builds_beyond_a_quota_are_refused_and_all_that_happened_is_in_the_audit
     assert "builds an hour are limited to 1 for this client (builds-per-hour)" in pull("left")[1]
     # Another identity has another quota; stored images need none.
     assert "builds an hour are limited to 0 " in pull("left", _login(_PASSWORD))[1]
+    assert post(server, b'{"name": "right"}')[0] == 429
     assert pull("hello", _login(_PASSWORD)) == (200, "")
     assert pull("hello") == (200, "")
     assert pull("greeting", _login(_PASSWORD))[0] in {403, 404}
@@ -82,6 +84,10 @@ def test_builds_beyond_a_quota_are_refused_and_all_that_happened_is_in_the_audit
     assert events == [
         ("built", "anonymous", "hello", None),
         ("pulled", "anonymous", "hello", None),
+        ("refused", "anonymous", "left", "build"),
+        ("refused", "anonymous", "left", "build"),
+        ("refused", "alice", "left", "build"),
+        ("refused", "anonymous", "right", "build"),
         ("pulled", "alice", "hello", None),
         ("pulled", "anonymous", "hello", None),
         ("refused", "alice", "greeting", "build"),
@@ -89,7 +95,8 @@ def test_builds_beyond_a_quota_are_refused_and_all_that_happened_is_in_the_audit
     ]
     assert _events(audit)[-1]["user"] == "alice"
     assert {event["address"] for event in _events(audit)} == {"127.0.0.1"}
-    assert len({event["request"] for event in _events(audit)}) == 5
+    assert len({event["request"] for event in _events(audit)}) == 9
+    assert _events(audit)[2]["reason"].startswith("quota exceeded: builds an hour are limited to 1 ")
     assert _PASSWORD not in audit.read_text()
     assert _login(_PASSWORD)["Authorization"].split()[1] not in audit.read_text()
     assert audit.stat().st_mode & 0o777 == 0o600

@@ -23,6 +23,7 @@ from nixery.errors import (
     NotVisible,
     PackagesUnavailable,
     PlatformFailed,
+    QuotaExceeded,
 )
 from nixery.image.name import ImageRequest
 from nixery.request_context import Refusal, current_request
@@ -302,6 +303,13 @@ def note_refusal(right: Right | None, name: str, reason: str) -> None:
     request = current_request()
     if request is not None:
         request.refused = Refusal(None if right is None else right.value, name, reason)
+
+
+def note_quota(name: str, error: NixeryError) -> None:
+    """Note likewise that a quota allows no build of an image, if that is the error."""
+    cause = error.error if isinstance(error, PlatformFailed) else error
+    if isinstance(cause, QuotaExceeded):
+        note_refusal(Right.BUILD, name, str(cause))
 
 
 class Policy:

@@ -55,7 +55,7 @@ _REPOSITORY = re.compile(
 _VARIES = "Authorization, Cookie"
 
 # Statuses of an answer to something that is not allowed.
-_REFUSALS = frozenset({401, 403, 404})
+_REFUSALS = frozenset({401, 403, 404, 429})
 _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
 

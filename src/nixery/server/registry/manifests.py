@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access, note_refusal
+from nixery.access.policy import current_access, note_quota, note_refusal
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
 from nixery.builds.index_records import PackageVersion
@@ -119,6 +119,9 @@ class Manifests:
                     if current_access().identity.is_anonymous:
                         raise LoginRequired(f"log in to have {name} built, which was not built yet") from None
                     note_refusal(Right.BUILD, name, str(error))
+                    raise
+                except NixeryError as error:
+                    note_quota(name, error)
                     raise
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
