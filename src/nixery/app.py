@@ -225,7 +225,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
-    metrics.watch_certificate(lambda: resources.tls and resources.tls.current.expires.timestamp())
+    tls = resources.tls
+    metrics.watch_certificate(lambda: None if tls is None else tls.current.expires.timestamp())
     evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)

@@ -84,8 +84,7 @@ def test_modest_clients_wait_at_most_twice_as_long_beside_a_greedy_one(
             ):
                 path = f"/v2/{beginning}{number}/manifests/latest"
                 clients.append(InBackground(seen_from(server, address), path).start())
-                expected = len(clients)
-                wait_until(lambda expected=expected: waiting(server) == expected, f"{expected} builds wait")
+                wait_until(lambda: waiting(server) == len(clients), f"{len(clients)} builds wait")
         spy.forget()
         assert {one.result(300).status for one in (first, *clients)} == {200}
         found = starts(server, name)

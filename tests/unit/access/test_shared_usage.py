@@ -149,7 +149,7 @@ async def test_without_the_storage_each_server_counts_alone_and_says_so_once(
         for _ in range(5):
             await asyncio.sleep(0)
     assert [line["event"] for line in lines] == ["cannot share the use of quotas with other servers"]
-    assert await other.usage.refresh() is None
+    await other.usage.refresh()
     assert not other.usage.take(BOB.name)
     # It is written once the storage works again.
     monkeypatch.setattr(servers.records, "put", written)
