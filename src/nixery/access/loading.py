@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,8 @@ class AccessRules:
         # Of the passwords that were checked last.
         self._version = 0
         self._stamps = loaded.stamps
+        # Of the last reading, as logged.
+        self._problems: Sequence[str] = ()
         self.current = self._made(loaded)
 
     async def watch(self) -> None:
@@ -102,7 +104,8 @@ class AccessRules:
             await asyncio.sleep(_INTERVAL)
             await self._refresh_passwords()
             stamps = await asyncio.to_thread(_stamps, self._stamps)
-            if stamps != self._stamps:
+            # A mistake may be in a file that only the new access file names.
+            if stamps != self._stamps or self._problems:
                 self._stamps = stamps
                 await self._reload()
 
@@ -128,12 +131,14 @@ class AccessRules:
             loaded = await asyncio.to_thread(_load, self._path)
             self.current = self._made(loaded, self.current.oidc)
         except SettingsError as error:
-            _log.error(
-                "the access file has a mistake: the rules of before stay in force",
-                problems=list(error.problems),
-            )
+            if error.problems != self._problems:
+                _log.error(
+                    "the access file has a mistake: the rules of before stay in force",
+                    problems=list(error.problems),
+                )
+            self._problems = error.problems
             return
-        file = loaded.file
+        file, self._problems = loaded.file, ()
         self._stamps = loaded.stamps
         before.is_in_force = False
         self.tokens.lifetime = file.tokens.lifetime
