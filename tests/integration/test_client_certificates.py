@@ -166,6 +166,30 @@ def test_nginx_hands_on_a_certificate_that_names_a_user(
     assert '"identity": "job 7", "kind": "certificate"' in log
 
 
+def test_skopeo_needs_a_certificate_and_no_login(
+    start_server: StartServer, tmp_path: Path, access: Mapping[str, str], authority: trustme.CA
+) -> None:
+    server = start_server(**access)
+    directory = tmp_path / "certificates"
+    directory.mkdir()
+
+    def copy(user: str) -> subprocess.CompletedProcess[str]:
+        certificate = authority.issue_cert(f"{user}@example.org", common_name=user)
+        (directory / "client.cert").write_bytes(certificate.cert_chain_pems[0].bytes())
+        (directory / "client.key").write_bytes(certificate.private_key_pem.bytes())
+        source = f"docker://{HOST}:{proxy.port}/hello:latest"
+        command = ["skopeo", "copy", "--src-cert-dir", str(directory), source, f"oci:{tmp_path / user}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    with running_nginx(tmp_path / "nginx", server.port, tmp_path / "clients.pem", "optional") as proxy:
+        (directory / "ca.crt").write_bytes(proxy.authority.cert_pem.bytes())
+        pulled = copy("alice")
+        assert pulled.returncode == 0, pulled.stderr
+        refused = copy("bob")
+        assert refused.returncode == 1
+        assert "bob may not pull hello" in refused.stderr
+
+
 def test_the_server_verifies_what_a_careless_proxy_accepts(
     start_server: StartServer, tmp_path: Path, access: Mapping[str, str], authority: trustme.CA
 ) -> None:

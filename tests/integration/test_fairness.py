@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from tests.integration.conftest import StartServer
 from tests.support.client import InBackground, RegistryClient
 from tests.support.nix import NixSpy, wait_until
 from tests.support.server import Server
-
-pytestmark = pytest.mark.security
 
 # Together, they are as many as the list of builds has.
 _MODEST, _GREEDY = 20, 28
