@@ -192,18 +192,19 @@ class Quotas:
         for age, builds, size in shared.take(client.name) if shared is not None else ():
             usage.count(quota, now - age, builds, size)
         _require_room(usage, quota, now)
-        usage.count(quota, now, builds=1)
         usage.running += 1
-        if shared is not None:
-            shared.note(client.name, builds=1)
+
+        def count(builds: int, size: int) -> None:
+            usage.count(quota, self._clock(), builds, size)
+            builds, size = builds if quota.builds_per_hour else 0, size if quota.bytes_per_day else 0
+            if shared is not None and (builds or size):
+                shared.note(client.name, builds, size)
 
         def leave(size: int | None) -> None:
             usage.running -= 1
-            builds = -1 if size is None else 0
-            usage.count(quota, self._clock(), builds, size or 0)
-            if shared is not None and (builds or size):
-                shared.note(client.name, builds, size or 0)
+            count(-1 if size is None else 0, size or 0)
 
+        count(1, 0)
         return leave
 
     def _usage(self, identity: Identity, client: Client) -> _Usage:

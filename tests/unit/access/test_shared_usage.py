@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -225,3 +227,17 @@ async def test_quotas_without_builds_read_nothing(servers: Servers, monkeypatch:
     await server._quotas.refresh()
     server._quotas.admit_build([ALICE])(1)
     assert server.usage._writing is None
+
+
+async def test_a_record_that_changes_within_a_second_of_a_bucket_is_read_again(
+    servers: Servers, tmp_path: Path
+) -> None:
+    one, other = [await servers.start(builds_per_hour=2) for _ in range(2)]
+    second = int(time.time())
+    for expected in (1, 2):
+        assert await one.build()
+        (record,) = (path for path in (tmp_path / "records" / QUOTA_USAGE).rglob("*") if path.is_file())
+        # Buckets have times in whole seconds.
+        os.utime(record, (second, second))
+        await other.usage.refresh()
+        assert other.usage._number_pending == expected
