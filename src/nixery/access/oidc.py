@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -250,7 +251,7 @@ class OidcIssuers:
             "redirect_uri": flow.redirect_uri,
             "code_verifier": flow.verifier,
         }
-        secret = _secret(section.client_secret_file)
+        secret = await asyncio.to_thread(_secret, section.client_secret_file)
         authorisation: httpx.Auth | None = None
         if secret is None:
             form["client_id"] = client_id

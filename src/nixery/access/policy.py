@@ -25,8 +25,10 @@ from nixery.errors import (
     NotVisible,
     PackagesUnavailable,
     PlatformFailed,
+    QuotaExceeded,
 )
 from nixery.image.name import ImageRequest
+from nixery.request_context import Refusal, current_request
 
 # Bytes of the decisions that are kept for one identity, and of identities whose rights are kept. Clients make names up.
 _DECISIONS, _IDENTITIES = 64 * 1024, 256 * 1024
@@ -196,7 +198,7 @@ class Access:
             NotVisible: it is missing.
         """
         if not self.allows(right, requests, tag):
-            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}")
+            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}", right, name)
 
     def require_anywhere(self, right: Right, requests: Sequence[ImageRequest], name: str) -> None:
         """Check that the identity has a right over an image at some tag; see ``require``.
@@ -205,20 +207,23 @@ class Access:
             LoginRequired, AccessDenied, NotVisible: as ``require``.
         """
         if not self.allows_name(right, requests[0]):
-            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}")
+            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}", right, name)
 
-    def denial(self, deed: str, thing: str) -> NixeryError:
+    def denial(self, deed: str, thing: str, right: Right | None, name: str) -> NixeryError:
         """Return the error for something that is not allowed; it does not depend on whether the thing exists.
 
         Args:
             deed: what is not allowed, such as ``pull shell/git``.
             thing: that was asked for, such as ``image shell/git``.
+            right: as in ``note_refusal``.
+            name: as in ``note_refusal``.
         """
         if self.identity.is_anonymous:
             return LoginRequired(f"log in to {deed}")
-        if self.shows_denials:
-            return AccessDenied(str(self.identity), deed)
-        return NotVisible(str(self.identity), thing)
+        who = str(self.identity)
+        error = AccessDenied(who, deed) if self.shows_denials else NotVisible(who, thing)
+        note_refusal(right, name, str(error))
+        return error
 
     def without_hidden(self, error: NixeryError) -> NixeryError:
         """Return an error without the near names that the identity may not pull."""
@@ -326,6 +331,29 @@ def current_access() -> Access:
 def enter_access(access: Access) -> None:
     """Answer for this identity from now on, in this task and in those that it starts."""
     _current.set(access)
+
+
+def note_refusal(right: Right | None, name: str, reason: str) -> None:
+    """Note that the current request asks for something that is not allowed, for the audit log.
+
+    Only an answer that is an error makes it a refusal: a list leaves out what is not allowed. A request without
+    credentials that is asked to log in is none, either.
+
+    Args:
+        right: that is missing; ``None`` if any would do.
+        name: of an image, a package or a build, or the path of a page.
+        reason: for people.
+    """
+    request = current_request()
+    if request is not None:
+        request.refused = Refusal(None if right is None else right.value, name, reason)
+
+
+def note_quota(name: str, error: NixeryError) -> None:
+    """Note likewise that a quota allows no build of an image, if that is the error."""
+    cause = error.error if isinstance(error, PlatformFailed) else error
+    if isinstance(cause, QuotaExceeded):
+        note_refusal(Right.BUILD, name, str(cause))
 
 
 class Policy:

@@ -23,7 +23,7 @@ from nixery.access.registry_tokens import SERVICE
 from nixery.errors import LoginRequired, NixeryError
 from nixery.image.name import COMPONENT, requests_for
 from nixery.image.platform import Platform
-from nixery.request_context import Client
+from nixery.request_context import Client, current_request
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -54,6 +54,8 @@ _REPOSITORY = re.compile(
 # What an answer depends on, besides the path.
 _VARIES = "Authorization, Cookie"
 
+# Statuses of an answer to something that is not allowed.
+_REFUSALS = frozenset({401, 403, 404, 429})
 _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
 
@@ -143,10 +145,14 @@ class AccessControl:
             )
         if path == "/metrics":
             allowed = access.allows_anything(Right.ADMIN)
-            return None if allowed else error_response(access.denial("read figures of the server", "page"))
+            return (
+                None
+                if allowed
+                else error_response(access.denial("read figures of the server", "page", Right.ADMIN, path))
+            )
         if path.startswith("/v2/") or any(map(access.allows_anything, Right)):
             return None
-        return error_response(access.denial("use this registry", "page"))
+        return error_response(access.denial("use this registry", "page", None, path))
 
     def _credentials_show_more(self, request: Request, found: Authenticated) -> bool:
         """Whether a list is asked for without credentials, and somebody with some may see more.
@@ -166,15 +172,19 @@ class AccessControl:
 
     def _refused(self, error: CredentialsRefused) -> Response:
         if self._audit is not None:
-            self._audit.login_failed(str(error))
+            self._audit.login_failed(str(error), error.user)
         return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", f"authentication failed: {error}")
 
     def finish(self, request: Request, response: Response) -> Response:
-        """Add to an answer how to log in, if that is what it asks for; and keep it out of shared caches.
+        """Add to an answer how to log in, if that is what it asks for; keep it out of shared caches; record a refusal.
 
         A cache between the server and its clients must not give one client what only another may see. Only answers to
         anonymous clients, which everybody may see, can be public.
         """
+        if self._audit is not None and response.status in _REFUSALS:
+            asked = current_request()
+            if asked is not None and asked.refused is not None:
+                self._audit.refused(asked.refused)
         if request.path.startswith(_OPEN_PREFIX):
             return response
         headers = {**response.headers}

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_quota
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions, Shared
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
@@ -207,7 +207,11 @@ class Builds:
             raise InvalidReference(wanted.tag)
         requests = requests_for(wanted.name, self._platforms)
         current_access().require(Right.BUILD, requests, wanted.name, wanted.tag)
-        begun = await self._images.begin(requests, wanted.tag)
+        try:
+            begun = await self._images.begin(requests, wanted.tag)
+        except NixeryError as error:
+            note_quota(wanted.name, error)
+            raise
         # The client may ask another server about them next.
         await self._builds.shared([build.id for build in begun])
         documents = [

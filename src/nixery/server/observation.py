@@ -60,6 +60,7 @@ class Observed(RequestContext):
         self.id = identity
         self.waited = False
         self.abandoned = False
+        self.refused = None
         self.started = perf_counter()
         self.scope: Scope | None = scope
         self.span: RequestSpan | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_refusal
 from nixery.builds.history import BuildHistory, BuildReport, Line
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidName, TooBusy
@@ -81,7 +81,10 @@ class PublishedBuilds:
                 report = await self._history.find(build)
         else:
             report = await self._history.find(build)
-        return report and self._visible(report)
+        visible = report and self._visible(report)
+        if report is not None and visible is None:
+            note_refusal(Right.SEE_BUILDS, report.name, f"no rule allows them to see build {report.id}")
+        return visible
 
     async def refresh(self) -> None:
         """Have ``recent`` include the builds of the other servers; wait a second for them at most."""

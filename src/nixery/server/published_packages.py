@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_refusal
 from nixery.builds.index_records import PackageVersion, Progress
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
@@ -271,7 +271,10 @@ class PublishedPackages:
         if progress is None:
             return None
         async with self._descriptions.slot():
-            found = await self._index.attribute(tag, name) if _is_visible(name, tag) else None
+            is_visible = _is_visible(name, tag)
+            if not is_visible:
+                note_refusal(Right.PULL, name, "no rule allows them to pull this package")
+            found = await self._index.attribute(tag, name) if is_visible else None
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
             async with self._slots.slot():

@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from nixery.access.policy import current_access
+from nixery.access.identity import Right
+from nixery.access.policy import current_access, note_quota, note_refusal
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
 from nixery.builds.index_records import PackageVersion
@@ -114,10 +115,14 @@ class Manifests:
                     found = await self._images.get(requests, tag.name, may_build=may_build)
                 except TagUnknown as error:
                     raise await self._explained(error, requests[0]) from None
-                except BuildNotAllowed:
+                except BuildNotAllowed as error:
                     # Who logs in may be allowed to.
                     if current_access().identity.is_anonymous:
                         raise LoginRequired(f"log in to have {name} built, which was not built yet") from None
+                    note_refusal(Right.BUILD, name, str(error))
+                    raise
+                except NixeryError as error:
+                    note_quota(name, error)
                     raise
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
