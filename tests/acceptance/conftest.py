@@ -133,6 +133,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if metafunc.function.__name__ == "test_mirror":
             there = [name for name in there if name not in WITHOUT_MIRRORS]
         metafunc.parametrize("client", there, indirect=True, scope="session")
+    if "mirrored" in metafunc.fixturenames:
+        pullers = ["ctr", *({"crictl"} & _installed_builders())]
+        metafunc.parametrize("mirrored", pullers, indirect=True, scope="module")
     if "login_client" in metafunc.fixturenames:
         metafunc.parametrize("login_client", _login_clients(), indirect=True, scope="session")
 

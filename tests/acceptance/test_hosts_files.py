@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.acceptance.clients.client import PULL
+from tests.acceptance.clients.client import PULL, Outcome
 from tests.acceptance.clients.containerd import Containerd, running_containerd
 from tests.acceptance.clients.logins import Credentials
+from tests.acceptance.clients.private_bases import CRICTL
 from tests.acceptance.registry_with_access import PASSWORD, USER, VISITOR, Registry
 from tests.support.file_systems import short_lived_directory
 
@@ -17,6 +18,8 @@ server = "http://{host}"
 [host."http://{host}"]
 capabilities = ["pull", "resolve"]
 """
+
+_MIRRORED = "registry.invalid/hello:latest"
 
 # A node has the credentials of a mirror in this file: containerd sends those of a pull to no other host.
 _MIRROR = """\
@@ -37,7 +40,7 @@ def containerd(access: Registry) -> Iterator[Containerd]:
         yield running
 
 
-def _pull(containerd: Containerd, hosts: tuple[str, ...], reference: str, *options: str) -> tuple[int, str]:
+def _pull(containerd: Containerd, hosts: tuple[str, ...], reference: str, *options: str) -> Outcome:
     command = (
         *containerd.command,
         "images",
@@ -48,39 +51,48 @@ def _pull(containerd: Containerd, hosts: tuple[str, ...], reference: str, *optio
         *options,
         reference,
     )
-    outcome = containerd.shell.call(command, PULL)
-    return outcome.status, outcome.output
+    return containerd.shell.call(command, PULL)
 
 
 def test_a_private_registry(containerd: Containerd, access: Registry) -> None:
     hosts = containerd.write_hosts(access.host, _PRIVATE.format(host=access.host))
     reference = f"{access.host}/hello:latest"
     right = Credentials(USER, PASSWORD)
-    status, output = _pull(containerd, hosts, reference, "--user", right.colon_separated)
-    assert status == 0, output
-    status, output = _pull(containerd, hosts, f"{access.host}/other:latest")
-    assert status == 0, output
+    _pull(containerd, hosts, reference, "--user", right.colon_separated).expect_success()
+    _pull(containerd, hosts, f"{access.host}/other:latest").expect_success()
     refused = {
         "401 Unauthorized": ("--user", f"{USER}:{access.expired}"),
         "hello:latest: not found": ("--user", Credentials(VISITOR, PASSWORD).colon_separated),
         "authorization failed": (),
     }
     for message, options in refused.items():
-        status, output = _pull(containerd, hosts, reference, *options)
-        assert status != 0
-        assert message in output
+        outcome = _pull(containerd, hosts, reference, *options)
+        assert outcome.status != 0
+        assert message in outcome.output
 
 
-def test_a_private_registry_as_a_mirror(containerd: Containerd, access: Registry) -> None:
-    reference = "registry.invalid/hello:latest"
+@pytest.fixture(scope="module")
+def mirrored(request: pytest.FixtureRequest, access: Registry) -> Iterator[Callable[[str], Outcome]]:
+    """Pull an image of the host through the mirror, with the value of a header field."""
+    is_cri = request.param == "crictl"
+    with (
+        short_lived_directory("nixery-mirror-") as directory,
+        running_containerd(directory, access.server.port, for_kubernetes=is_cri) as containerd,
+    ):
 
-    def pull(authorization: str) -> tuple[int, str]:
-        text = _MIRROR.format(host=access.host, authorization=authorization)
-        return _pull(containerd, containerd.write_hosts("registry.invalid", text), reference)
+        def pull(authorization: str) -> Outcome:
+            text = _MIRROR.format(host=access.host, authorization=authorization)
+            hosts = containerd.write_hosts("registry.invalid", text)
+            if is_cri:
+                return containerd.shell.call((*containerd.cri_command(CRICTL), "pull", _MIRRORED), PULL)
+            return _pull(containerd, hosts, _MIRRORED)
 
+        yield pull
+
+
+def test_a_private_registry_as_a_mirror(mirrored: Callable[[str], Outcome], access: Registry) -> None:
+    refused = mirrored(Credentials("robot", access.expired).authorization)
+    assert refused.status != 0
+    assert "authorization failed" in refused.output
     for authorization in (Credentials(USER, PASSWORD).authorization, f"Bearer {access.token}"):
-        status, output = pull(authorization)
-        assert status == 0, output
-    status, output = pull(Credentials("robot", access.expired).authorization)
-    assert status != 0
-    assert "authorization failed" in output
+        mirrored(authorization).expect_success()
