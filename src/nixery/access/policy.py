@@ -332,7 +332,7 @@ class Policy:
         """Return what an identity may do. Kept by identity: with its decisions."""
         # Two identities that differ in their claims alone are equal as keys, but not in what they may do.
         found = self._access.get(identity)
-        if found is None or found.identity != identity:
+        if found is None or (found.identity is not identity and found.identity != identity):
             found = Access(identity, self.rules, shows_denials=self.shows_denials, policy=self)
             self._access.put(identity, found, 1)
         return found

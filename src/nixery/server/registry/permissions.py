@@ -59,6 +59,8 @@ class Permissions:
         self.platforms = platforms
         # By name as clients write it, and digest.
         self._tags: LRUCache[tuple[str, Digest], tuple[str, ...]] = LRUCache(_CAPACITY)
+        # Likewise, the tags that the parts of a manifest have.
+        self._noted: LRUCache[tuple[str, Digest], tuple[str, ...]] = LRUCache(_CAPACITY // 16)
         self._requests = lru_cache(_NAMES)(partial(requests_for, default_platforms=tuple(platforms)))
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.IMAGES)
 
@@ -157,9 +159,12 @@ class Permissions:
 
     def note_part(self, name: str, document: Document) -> None:
         """Remember the parts of a manifest that ``require_digest`` has found to be a part of an image of a name."""
-        digest = document.descriptor.digest
-        if current_access().is_restricted and (tags := self._tags.get((name, digest))):
-            self._add(name, tags, digest, document.content)
+        key = (name, document.descriptor.digest)
+        tags = self._tags.get(key) if current_access().is_restricted else None
+        # A request for a cached manifest does not parse it.
+        if tags and self._noted.get(key) != tags:
+            self._noted.put(key, tags, sum(map(len, tags)))
+            self._add(name, tags, document.descriptor.digest, document.content)
 
     def _add(self, name: str, tags: Iterable[str], digest: Digest, content: bytes) -> list[Digest]:
         parts = [part for part, _ in referenced_blobs(content)]
