@@ -173,20 +173,28 @@ class Catalogue:
         self._note_tags(name, manifest, (tag, *known))
         canonical = canonical_name(name)
         key = _hash(canonical) + manifest.hex
-        try:
-            present = await self._records.get(IMAGE_NAMES, key)
-        except StorageError as error:
-            _log.warning("cannot record a tag", name=canonical, tag=tag, reason=str(error))
-            self._named.discard((name, manifest))
-            return
-        # With the tags that requests noted during the read, so that none of them writes a record without the others.
-        noted, _ = self._named.get((name, manifest)) or ((tag,), 0.0)
-        stored = _tags_of(canonical, manifest, present)
-        # A record that has the tag stays as it is, and is renewed: several servers would change the order forever.
-        last, *others = stored if set(noted) <= set(stored) else _merged(noted, stored)
-        record = NameRecord(name=canonical, tag=last, digest=str(manifest), others=tuple(others))
-        if not await self._write(IMAGE_NAMES, key, record, present):
-            self._named.discard((name, manifest))
+        written: frozenset[str] = frozenset()
+        # Requests at the same time write the same record, and the last write wins: the one that ends last has to have
+        # the tags of all of them.
+        while not written.issuperset(noted := self._noted_tags(name, manifest) or (tag,)):
+            try:
+                present = await self._records.get(IMAGE_NAMES, key)
+            except StorageError as error:
+                _log.warning("cannot record a tag", name=canonical, tag=tag, reason=str(error))
+                self._named.discard((name, manifest))
+                return
+            stored = _tags_of(canonical, manifest, present)
+            # A record that has the tags stays as it is, and is renewed: servers would change the order forever.
+            tags = stored if set(noted) <= set(stored) else _merged(noted, stored)
+            record = NameRecord(name=canonical, tag=tags[0], digest=str(manifest), others=tags[1:])
+            if not await self._write(IMAGE_NAMES, key, record, present):
+                self._named.discard((name, manifest))
+                return
+            written = frozenset(tags)
+
+    def _noted_tags(self, name: str, manifest: Digest) -> tuple[str, ...]:
+        tags, _ = self._named.get((name, manifest)) or ((), 0.0)
+        return tags
 
     def _note_tags(self, name: str, manifest: Digest, tags: Iterable[str]) -> None:
         merged = _merged(tags)
