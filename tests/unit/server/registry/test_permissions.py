@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.server.http import Request
 from nixery.server.registry.permissions import Permissions
-from nixery.storage.catalogue import MOST_TAGS, ReferrerRecord
+from nixery.storage.catalogue import MOST_TAGS
 from tests.unit.server.conftest import StoredImage
 
 PULL = frozenset({Right.PULL})
@@ -168,7 +169,7 @@ async def test_attached_manifests_belong_to_the_name_of_their_subject(
 ) -> None:
     subject = stored.image.manifest.descriptor.digest
     attached = Digest.of(b"signature")
-    record = ReferrerRecord(digest=str(attached)).model_dump_json(by_alias=True).encode()
+    record = json.dumps({"digest": str(attached)}).encode()
     await stored.records.put("referrers", subject.hex + attached.hex, record)
     log_in("bob")
     await permissions.note("git", "stable", "stable", stored.image.manifest)
