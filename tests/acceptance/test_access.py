@@ -200,18 +200,19 @@ def test_list_of_images(login_client: LoginClient, remarks: Notes) -> None:
     assert "hello" not in words
 
 
-def test_tags_as_updaters_list_them(access: Registry) -> None:
+@pytest.mark.parametrize("name", ["hello", "environment"])
+def test_tags_as_updaters_list_them(access: Registry, name: str) -> None:
     """Renovate and ArgoCD's image updater: challenge, token with the scope of the image, pages of tags."""
     client = access.server.client
-    challenge = client.get("/v2/hello/tags/list?n=2")
+    challenge = client.get(f"/v2/{name}/tags/list?n=2")
     assert challenge.status == 401
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge.headers["www-authenticate"]))
-    assert fields["scope"] == "repository:hello:pull"
+    assert fields["scope"] == f"repository:{name}:pull"
     basic = {"Authorization": Credentials("robot", access.token).authorization}
     path = fields["realm"].removeprefix(f"http://{access.host}")
     issued = client.get(f"{path}?service={fields['service']}&scope={fields['scope']}", basic).json()
     tags: list[str] = []
-    following: str | None = "/v2/hello/tags/list?n=2"
+    following: str | None = f"/v2/{name}/tags/list?n=2"
     while following is not None:
         page = client.get(following, {"Authorization": f"Bearer {issued['token']}"})
         assert page.status == 200

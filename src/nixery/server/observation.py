@@ -53,7 +53,7 @@ _log = structlog.get_logger("nixery.request")
 class Observed(RequestContext):
     """A request that is being answered. One object with few attributes, since every request makes one."""
 
-    __slots__ = ("_clients", "_headers", "scope", "span", "started")
+    __slots__ = ("_clients", "_headers", "_identity", "scope", "span", "started")
 
     def __init__(self, identity: str, scope: Scope, headers: Mapping[str, str], clients: Clients) -> None:
         self.id = identity
@@ -63,6 +63,7 @@ class Observed(RequestContext):
         self.scope: Scope | None = scope
         self.span: RequestSpan | None = None
         self._client = None
+        self._identity: Identity | None = None
         self._waits = None
         self._headers: Mapping[str, str] | None = headers
         self._clients = clients
@@ -70,6 +71,9 @@ class Observed(RequestContext):
     @property
     def client(self) -> Client:
         """The client of the request. Computed on demand, since answers from memory do not need it."""
+        if self._client is None and self._identity is not None:
+            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
+            self._client = Client(f"user:{self._identity}")
         if self._client is None:
             if self.scope is None or self._headers is None:
                 return INTERNAL  # background work that no client waits for
@@ -91,8 +95,8 @@ class Observed(RequestContext):
     def identify(self, identity: Identity) -> None:
         """Count the request for somebody who identified themselves, rather than for their address."""
         if not identity.is_anonymous:
-            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
-            self._client = Client(f"user:{identity}")
+            # A client that was asked for before, to check the credentials, is that of the address.
+            self._identity, self._client = identity, None
 
     def release(self) -> None:
         """Drop the web server's request and the header fields: timers and builds may keep this object for long."""
