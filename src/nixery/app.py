@@ -349,7 +349,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
         await asyncio.gather(*closing)
-        await history.close()
+        await asyncio.gather(history.close(), *([substitution.close()] if substitution else []))
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.

@@ -91,6 +91,10 @@ class Substitution:
         )
         return {path: found[path] for reached in complete.values() for path in reached}
 
+    async def close(self) -> None:
+        """Close connections to the caches."""
+        await self._caches.close()
+
     def explain(self, path: StorePath) -> str:
         """Say why the caches do not have the closure of a path, as a clause."""
         return self._caches.explain(path)

@@ -13,6 +13,7 @@ import re
 import stat
 import struct
 from collections.abc import ItemsView, Iterator, Sequence
+from operator import ge
 from typing import Any, NamedTuple, Self
 
 import zstandard
@@ -24,7 +25,7 @@ from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE,
 # Debian's packages, with 120,000 names, has 6 MB of text.
 MOST_NAMES = 1 << 20
 MOST_BYTES = 1 << 26
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 20
 
 # Bytes that a kept content counts for beside its own and those of its name.
 KEPT_COST = 128
@@ -38,9 +39,9 @@ _HEADER = struct.Struct("<III")
 # targets contain a zero. The types: a plain file and an executable one with their sizes, a symlink with its target,
 # a directory with its number.
 PLAIN, EXECUTABLE, SYMLINK, DIRECTORY = b"r", b"x", b"l", b"d"
-_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d([0-9]{1,7}))" % LONGEST_PATH
+_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d(0|[1-9][0-9]{0,6}))" % LONGEST_PATH
 _ROOT = re.compile(_NODE)
-_ENTRY = re.compile(rb"([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
+_ENTRY = re.compile(rb"(?<![^\0])([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
 
 _RELATIVE = frozenset({b".", b".."})
 
@@ -143,10 +144,10 @@ class Kept:
         """Return what is kept of a file; ``None`` if nothing is."""
         return self._contents.get(name)
 
-    def add(self, name: bytes, content: bytes) -> None:
-        """Keep a content, in place of another one of the file, if there is room for it."""
+    def add(self, name: bytes, content: bytes, reserve: int = 0) -> None:
+        """Keep a content, in place of another one of the file, if there is room for it and some more."""
         room = self._room - len(name) - len(content) - KEPT_COST
-        if room >= 0:
+        if room >= reserve:
             self._room = room
             self._contents[name] = content
 
@@ -265,7 +266,7 @@ def _decompressed(record: bytes) -> bytes:
         size = zstandard.frame_content_size(record)
         if not 0 <= size <= MOST_BYTES + MOST_KEPT + 8 * MOST_NAMES:
             raise ValueError("a listing exceeds its limits")
-        text = zstandard.ZstdDecompressor().decompress(record)
+        text = zstandard.ZstdDecompressor().decompress(record, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError("a listing is torn") from error
     return text
@@ -273,7 +274,8 @@ def _decompressed(record: bytes) -> bytes:
 
 def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     match = _ROOT.fullmatch(root)
-    if match is None or int(match[1] or 0) >= max(1, len(directories)) + (match[1] is None):
+    # The store path itself comes last.
+    if match is None or (int(match[1]) if match[1] else -1) != len(directories) - 1:
         raise ValueError("a listing's root is not valid")
     if sum(map(len, directories)) > MOST_BYTES:
         raise ValueError("a listing exceeds its limits")
@@ -281,12 +283,12 @@ def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     for number, text in enumerate(directories):
         entries = _ENTRY.findall(text)
         names = [name for name, _ in entries]
-        # The expression skips what it does not match.
-        size = sum(map(len, _ENTRY.split(text)[:: _ENTRY.groups + 1]))
         count += len(names)
-        if size or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
+        # The expression skips what it does not match, but never a zero.
+        is_whole = len(names) == text.count(b"\0") and text[-1:] in {b"", b"\0"}
+        if not is_whole or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
             raise ValueError("a listing has an entry that is not valid")
-        if any(map(bytes.__ge__, names, names[1:])):
+        if any(map(ge, names, names[1:])):
             raise ValueError("a listing's names are not sorted")
         # Smaller numbers only, so that no directory contains itself.
         if any(int(child) >= number for _, child in entries if child):
@@ -298,7 +300,7 @@ def _from_json(root: Any) -> tuple[bytes, list[bytes]]:  # noqa: ANN401 -- JSON 
 
     def node(value: Any) -> bytes:  # noqa: ANN401
         match value:
-            case {"type": "regular", "size": int(size)}:
+            case {"type": "regular", "size": int(size)} if type(size) is int:
                 return (EXECUTABLE if value.get("executable") is True else PLAIN) + b"%d" % size
             case {"type": "symlink", "target": str(target)}:
                 return SYMLINK + target.encode()
