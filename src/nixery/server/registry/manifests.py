@@ -101,7 +101,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                await self._permissions.require_digest(name, digest, _unknown(digest))
+                await self._permissions.require_digest(request, name, digest, _unknown(digest))
                 document = self._cached(digest) or await self._stored(digest)
                 self._permissions.note_part(name, document)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
@@ -133,7 +133,7 @@ class Manifests:
                     # RFC 7234, 5.5.7; containerd shows it.
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
                 answered = _negotiate(elements(request, "accept"), image)
-                await self._permissions.note(name, found.tag, answered)
+                await self._permissions.note(name, tag.name, found.tag, answered)
                 return _answer(request, answered, headers)
 
     async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
