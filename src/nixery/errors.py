@@ -33,6 +33,7 @@
     │       ├── NixUnusable           Nix is missing, or its answer is not understood
     │       └── PathsCollected        Nix's garbage collector deleted paths in use
     ├── PlatformFailed                one of several platforms: holds one of the above
+    ├── BuildCancelled                somebody who may do so ended the build
     ├── StorageError                  the administrator of the storage
     │   ├── BlobVerificationFailed
     │   ├── StorageFull
@@ -392,6 +393,17 @@ class PlatformFailed(NixeryError):
         super().__init__(f"{platform}: {error}")
         self.platform = platform
         self.error = error
+
+
+class BuildCancelled(NixeryError):
+    """A build was ended on request. It is not remembered: the next request starts the build again.
+
+    Args:
+        by: who ended it, for all who see the build or wait for it: a role, such as "an administrator", and not a name.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(f"the build was cancelled by {by}; pull the image again to start a new build")
 
 
 class StorageError(NixeryError):

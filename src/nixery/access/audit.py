@@ -47,6 +47,7 @@ class Event(StrEnum):
 
     PULLED = "pulled"
     BUILT = "built"
+    CANCELLED = "cancelled"
     REFUSED = "refused"
     LOGIN_FAILED = "login-failed"
     TOKEN_CREATED = "token-created"  # noqa: S105 -- an event
@@ -93,6 +94,17 @@ class AuditLog:
     def pulled(self, name: str, tag: str, digest: str) -> None:
         """Record the answer to a request for an image by tag."""
         self._add(Event.PULLED, name=name, tag=tag, digest=digest)
+
+    def cancelled(self, build: str, name: str, platform: str, tag: str | None) -> None:
+        """Record that a build was cancelled.
+
+        Args:
+            build: its id.
+            name: of the image, without the platform.
+            platform: of the image.
+            tag: that the request for it named; ``None`` if it is unknown.
+        """
+        self._add(Event.CANCELLED, build=build, name=name, platform=platform, tag=tag)
 
     def refused(self, right: Right, name: str, reason: str) -> None:
         """Record that something was not allowed.

@@ -23,6 +23,7 @@ from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
 from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import image_path
 from nixery.server.compression import compressed
 from nixery.server.errors import error_response, errors_body
@@ -51,7 +52,7 @@ from nixery.sources.source import Pin
 _ROUTE = re.compile(
     r"/api/v1/(?:(?P<list>packages|names|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
-    r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
+    r"|builds/(?P<build>[0-9a-f]{1,64})(?:(?P<events>/events)|(?P<cancel>/cancel))?"
     r"|images/(?P<image>.+)|digests/(?P<digest>.+))",
     re.DOTALL,
 )
@@ -165,11 +166,19 @@ class Builds:
     Args:
         builds: the reports.
         images: starts builds.
+        cancellation: ends builds.
         platforms: of a name without a platform.
     """
 
-    def __init__(self, builds: PublishedBuilds, images: Images, platforms: Sequence[Platform]) -> None:
+    def __init__(
+        self,
+        builds: PublishedBuilds,
+        images: Images,
+        cancellation: BuildCancellation,
+        platforms: Sequence[Platform],
+    ) -> None:
         self._builds = builds
+        self._cancellation = cancellation
         self._images = images
         self._platforms = platforms
 
@@ -220,6 +229,14 @@ class Builds:
             for build in begun
         ]
         return _json({"builds": documents}, 202, {"Location": documents[0]["url"]})
+
+    async def cancel(self, request: Request, build: str) -> Response:
+        """Cancel a build.
+
+        Raises:
+            NixeryError: the asker may not, or too many requests are waiting.
+        """
+        return await self._cancellation.cancel(request, build)
 
     async def get(self, build: str) -> Response:
         """Describe a build, with its log.
@@ -342,12 +359,16 @@ class Api:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
-        begins = request.method == "POST" and match["list"] == "builds"
-        if request.method not in ("GET", "HEAD") and not begins:
-            allowed = "GET, HEAD, POST" if match["list"] == "builds" else "GET, HEAD"
+        allowed = (
+            "POST" if match["cancel"] else "GET, HEAD, POST" if match["list"] == "builds" else "GET, HEAD"
+        )
+        if request.method not in allowed.split(", "):
             message = f"method not allowed: use {allowed}"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": allowed})
         try:
+            if match["cancel"]:
+                return await self._builds.cancel(request, match["build"])
+            begins = request.method == "POST"
             return await (self._builds.begin(request) if begins else self._read(request, match))
         except NixeryError as error:
             return error_response(current_access().without_hidden(error))

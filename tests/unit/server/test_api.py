@@ -23,6 +23,7 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
 from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.http import AnswerWriter, BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.published_packages import PublishedPackages
@@ -48,7 +49,7 @@ class Server:
         self.history = history
         published = PublishedBuilds(self.history, FollowerBounds(10, 10), public=True)
         platforms = (AMD64, ARM64)
-        builds = Builds(published, cast("Images", self.images), platforms)
+        builds = Builds(published, cast("Images", self.images), cast("BuildCancellation", None), platforms)
         writer = AnswerWriter()
         images = ImageDocuments(
             cast("ImageDescriptions", FakeDescriptions()), platforms, writer, compare=True

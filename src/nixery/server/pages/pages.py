@@ -22,7 +22,8 @@ from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, pa
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
 from nixery.server.api import NamedImage, describe, visible
-from nixery.server.clients import host, image_path, is_encrypted
+from nixery.server.build_cancellation import BuildCancellation
+from nixery.server.clients import host, image_path, is_encrypted, is_local
 from nixery.server.compression import compressed
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, ErrorResponse, Request, Response
@@ -54,9 +55,6 @@ _LONGEST_TEXT = 255
 
 _PAGE_NUMBER = re.compile(r"[1-9]\d{0,3}", re.ASCII)
 
-# A host that only the machine itself reaches.
-_LOCAL = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::\d+)?$", re.ASCII | re.IGNORECASE)
-
 # The filter of builds by state.
 _STATE_TITLES = {"": "any", "done": "built", "failed": "failed", "running": "in progress"}
 _STATES = {
@@ -75,6 +73,7 @@ _FAILURES = {
     FailureKind.BUILDER: "build error",
     FailureKind.TIMEOUT: "took too long",
     FailureKind.TOO_LARGE: "too large",
+    FailureKind.CANCELLED: "cancelled",
     FailureKind.SHUTDOWN: "server was stopped",
     FailureKind.BUSY: "server was busy",
     FailureKind.SOURCE: "package source out of reach",
@@ -211,6 +210,7 @@ class Pages:
 
     Args:
         builds: reports of builds.
+        cancellation: decides who may cancel a build.
         packages: of the package set.
         descriptions: of images.
         images: names of stored images.
@@ -218,9 +218,10 @@ class Pages:
         writer: of answers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- everything that pages show
         self,
         builds: PublishedBuilds,
+        cancellation: BuildCancellation,
         packages: PublishedPackages,
         descriptions: ImageDescriptions,
         images: PublishedImages,
@@ -229,6 +230,7 @@ class Pages:
     ) -> None:
         self._writer = writer
         self._builds = builds
+        self._cancellation = cancellation
         self._packages = packages
         self._descriptions = descriptions
         self._platforms = platforms
@@ -284,11 +286,11 @@ class Pages:
                     404, "Not found", "There is no such file."
                 )
             case {"build": str(build), "log": str()}:
-                return await self._log(build)
+                return await self._log(request, build)
             case {"build": str(build)}:
                 report = await self._builds.find(build)
                 async with self._builds.turn():
-                    return self._build(report)
+                    return self._build(request, report)
             case {"image": str(image)}:
                 return await self._image(request, image)
             case {"search": str()}:
@@ -398,7 +400,7 @@ class Pages:
         return self._templates.response(
             "home.html",
             host=host(request),
-            local=request.public_url is None and _LOCAL.match(host(request)) is not None,
+            local=request.public_url is None and is_local(host(request)),
             reference=f"{host(request)}/{_EXAMPLE}:latest",
             set=packages,
             now=time.time(),
@@ -412,7 +414,7 @@ class Pages:
             public=self._builds.shows_names,
         )
 
-    def _build(self, report: BuildReport | None) -> Response:
+    def _build(self, request: Request, report: BuildReport | None) -> Response:
         if report is None:
             return self._error(404, "No such build", "The server keeps only recent builds.")
         now = time.time()
@@ -428,14 +430,15 @@ class Pages:
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
             compose=Composition.of_image(image, tag).address,
             nothing=_nothing_written(report),
+            may_cancel=self._cancellation.allows(request, report),
         )
 
-    async def _log(self, build: str) -> Response:
+    async def _log(self, request: Request, build: str) -> Response:
         if not self._builds.shows_names:
             return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
         report = await self._builds.find(build)
         if report is None:
-            return self._build(None)
+            return self._build(request, None)
         async with self._builds.turn():
             lines = [f"[{report.dropped} earlier lines are not kept]"] if report.dropped else []
             lines += [escaped_lines(line.text) for line in report.log]

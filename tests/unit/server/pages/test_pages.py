@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 import nixery
+from nixery.builds.coordinator import BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import (
     Build,
@@ -42,7 +43,9 @@ from nixery.image.platform import AMD64
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer, MediaType
+from nixery.request_context import Client
 from nixery.server import published_packages
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request
 from nixery.server.pages.pages import Pages
@@ -79,7 +82,12 @@ class Site:
         descriptions = cast("ImageDescriptions", self.descriptions)
         self.names = ["git", "htop", "shell/git"]
         images = PublishedImages(cast("Catalogue", FakeCatalogue(self.names)), public=public)
-        self.pages = Pages(published, packages, descriptions, images, (AMD64,), AnswerWriter())
+        cancellation = BuildCancellation(cast("BuildCoordinator", self), published, None, private=True)
+        self.pages = Pages(published, cancellation, packages, descriptions, images, (AMD64,), AnswerWriter())
+
+    def requesters(self, build: str) -> tuple[Client, ...]:  # as a ``BuildCoordinator``
+        assert build
+        return ()
 
     async def get(
         self,

@@ -111,6 +111,26 @@ async function build(name, tag, button) {
   button.disabled = false;
 }
 
+// The button is on the page of who may cancel the build. The page follows the build to its end.
+function cancelling(button, id) {
+  const problem = $("cancel-problem");
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    if (!confirm("Cancel this build? Clients that wait for it get an error.")) return;
+    problem.hidden = true;
+    button.disabled = true;
+    try {
+      const response = await fetch(`/api/v1/builds/${id}/cancel`, { method: "POST" });
+      if (response.ok) return say("The build is being cancelled");
+      problem.textContent = (await response.json()).errors[0].message;
+    } catch {
+      problem.textContent = "The server cannot be reached.";
+    }
+    problem.hidden = false;
+    button.disabled = false;
+  });
+}
+
 function compose(section) {
   document.documentElement.classList.add("scripted");
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
@@ -500,7 +520,8 @@ function follow(page) {
     if (build.ended !== null) {
       over = true;
       $("failure").hidden = build.error === null;
-      $("failure-title").textContent = build.failed ? `${build.failed} did not build` : "The build failed";
+      if ($("stop")) $("stop").hidden = true;
+      $("failure-title").textContent = build.failed ? `${build.failed} did not build` : build.failure === "cancelled" ? "The build was cancelled" : "The build failed";
       $("tail").textContent = build.tail.map((line) => `${line}\n`).join("");
       $("tail").hidden = $("tail-title").hidden = !build.tail.length;
       $("error").textContent = withoutHashes(build.error ?? "");
@@ -542,6 +563,7 @@ copyButtons();
 if ($("pin")?.dataset.exact) pinning($("pin"));
 if ($("compose")) compose($("compose"));
 if ($("build-page")) follow($("build-page"));
+if ($("cancel")) cancelling($("cancel"), $("build-page").dataset.build);
 if ($("build")?.matches("button")) {
   const button = $("build");
   button.hidden = false;
