@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Dialog, expect
 
 from tests.browser.conftest import OpenPage, Shoot
 from tests.support.nix import wait_until
@@ -229,6 +229,40 @@ def test_a_page_follows_a_build_to_its_end(open_page: OpenPage, shoot: Shoot) ->
     expect(page.get_by_role("row", name=re.compile("slow 1.0 288 B MIT"))).to_be_visible()
     page.goto("/")
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
+
+
+def test_a_build_is_cancelled_on_its_page(open_page: OpenPage, shoot: Shoot) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_role("combobox", name="Packages").press_sequentially("endless ")
+    page.get_by_role("button", name="Build it now").click()
+    page.wait_for_url("**/builds/*")
+    expect(page.get_by_role("log")).to_contain_text("compiling")
+    button = page.get_by_role("button", name="Cancel the build")
+    shoot(page, "cancel")
+    # Nothing happens unless the question is answered.
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    button.click()
+    expect(button).to_be_enabled()
+    questions: list[str] = []
+
+    def confirm(dialog: Dialog) -> None:
+        questions.append(dialog.message)
+        dialog.accept()
+
+    page.once("dialog", confirm)
+    button.click()
+    expect(page.get_by_role("heading", name="The build was cancelled")).to_be_visible()
+    assert questions == ["Cancel this build? Clients that wait for it get an error."]
+    expect(page.get_by_role("alert").first).to_contain_text("cancelled by the operator of the server")
+    expect(button).to_be_hidden()
+    expect(page.locator("#state")).to_have_text("failed")
+    shoot(page, "cancelled")
+    page.reload()
+    expect(page.get_by_role("heading", name="The build was cancelled")).to_be_visible()
+    expect(button).to_have_count(0)
+    page.goto("/builds?why=cancelled")
+    expect(page.get_by_role("row", name=re.compile("endless"))).to_contain_text("cancelled")
 
 
 def test_a_build_that_cannot_be_followed_keeps_its_last_state(open_page: OpenPage) -> None:
