@@ -163,6 +163,8 @@ class _Descriptions:
         self._tag = tag
         return PIN
 
+    ignores_tags = False
+
     def exact_tag(self, _pin: object) -> str | None:
         return None
 

@@ -19,6 +19,7 @@ from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
 from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
+from nixery.builds.pins import DEFAULT_TAG
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
 from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
 from nixery.image.platform import Platform
@@ -339,6 +340,8 @@ class ImageDocuments:
         if not current_access().allows(Right.PULL, requests, tag):
             return _json({"name": name, "tag": tag, "digest": None})
         pin = await self._descriptions.pin(tag)
+        if self._descriptions.ignores_tags:
+            tag = DEFAULT_TAG
         digest = await self._descriptions.digest(requests[0], pin) if len(requests) == 1 else None
         return _json({"name": name, "tag": tag, "digest": digest})
 
@@ -406,6 +409,7 @@ class NamedImage:
         exact_tag: the tag that stands for that state for ever; ``None`` if the source accepts no commits as tags.
         found: descriptions of the stored images.
         missing: requests whose image was not built yet.
+        ignored_tag: the tag that was asked for, if it selects nothing: the source has one state, which is ``latest``.
     """
 
     name: str
@@ -414,6 +418,7 @@ class NamedImage:
     exact_tag: str | None
     found: Sequence[ImageDescription]
     missing: Sequence[ImageRequest]
+    ignored_tag: str | None = None
 
 
 def visible(images: Sequence[Shared]) -> list[Shared]:
@@ -442,16 +447,18 @@ async def describe(
     name, tag, requests = _parsed(image, platforms)
     current_access().require(Right.PULL, requests, name, tag)
     pin = await descriptions.pin(tag)
+    is_ignored = tag != DEFAULT_TAG and descriptions.ignores_tags
     found = await asyncio.gather(
         *(descriptions.describe(request, pin, compare=compare) for request in requests)
     )
     return NamedImage(
         name,
-        tag,
+        DEFAULT_TAG if is_ignored else tag,
         pin,
         descriptions.exact_tag(pin),
         [description for description in found if description is not None],
         [request for request, description in zip(requests, found, strict=True) if description is None],
+        tag if is_ignored else None,
     )
 
 

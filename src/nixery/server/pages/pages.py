@@ -16,6 +16,7 @@ from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDe
 from nixery.builds.failures import FailureKind
 from nixery.builds.history import BuildReport, State, image_name
 from nixery.builds.image_closure import ClosurePath, ImageClosure
+from nixery.builds.pins import DEFAULT_TAG
 from nixery.errors import InvalidName, NixeryError
 from nixery.image.meta_packages import SHELL
 from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
@@ -474,7 +475,8 @@ class Pages:
                 sorted="/".join(sorted(named.name.split("/"), key=lambda part: part not in PREFIXES)),
                 shell=SHELL,
                 always=frozenset(ALWAYS_INCLUDED).difference(named.name.split("/")),
-                one_state=named.exact_tag is None and named.tag != "latest",
+                ignored_tag=named.ignored_tag,
+                first=next((part for part in named.name.split("/") if part not in PREFIXES), ""),
                 failed=self._last_failure(named) if named.missing and not problems else None,
                 now=time.time(),
                 name=named.name,
@@ -547,7 +549,7 @@ class Pages:
             self._templates.response,
             "packages.html",
             text=request.query.get("q", ""),
-            tag=request.query.get("tag", "latest"),
+            tag=self._tag(request),
             found=found,
         )
         return await self._writer.write(page)
@@ -559,7 +561,7 @@ class Pages:
         page = partial(
             self._templates.response,
             "meta-packages.html",
-            tag=request.query.get("tag", "latest"),
+            tag=self._tag(request),
             progress=found.progress,
             found=[
                 (name, attribute, contents_of(attribute), " ".join(command_of(attribute)))
@@ -572,7 +574,7 @@ class Pages:
         details = await self._packages.describe(request, name)
         if details is None:
             return self._listing_in_progress()
-        tag = request.query.get("tag", "latest")
+        tag = self._tag(request)
         attribute, package = details.attribute, details.package
         # A container of a package alone has no shell to try it with.
         image = (
@@ -591,6 +593,9 @@ class Pages:
             lines=_pull_lines(request, f"{image}:{tag}"),
         )
         return await self._writer.write(page)
+
+    def _tag(self, request: Request) -> str:
+        return DEFAULT_TAG if self._descriptions.ignores_tags else request.query.get("tag", DEFAULT_TAG)
 
     def _listing_in_progress(self) -> Response:
         page = self._error(

@@ -718,3 +718,26 @@ async def test_the_api_has_a_page(site: Site) -> None:
 
 async def test_the_footer_has_the_version(site: Site) -> None:
     assert f"nixery {nixery.__version__}" in (await site.get("/help"))[1]
+
+
+async def test_the_page_of_an_image_says_that_a_directory_ignores_tags(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:2.7")
+    assert "This server has no tag" not in page
+    assert "shell/<wbr>git:2.7" in page
+    site.descriptions.ignores_tags = True
+    _, page = await site.get("/images/shell/git:2.7")
+    assert "This server has no tag <b>2.7</b>" in page
+    assert 'href="/packages?q=git"' in page
+    assert "git:2.7" not in page
+    assert "registry.example/<wbr>shell/<wbr>git:latest" in page
+    _, page = await site.get("/images/shell/git")
+    assert "This server has no tag" not in page
+
+
+async def test_the_page_of_a_package_ignores_tags_as_its_source_does(site: Site) -> None:
+    _, page = await site.get("/packages/git", query={"tag": "v1"})
+    assert "git:v1" in page
+    site.descriptions.ignores_tags = True
+    _, page = await site.get("/packages/git", query={"tag": "v1"})
+    assert "git:v1" not in page
+    assert "git:latest" in page
