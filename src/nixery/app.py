@@ -103,6 +103,7 @@ class Components:
         admin: the listener for health and metrics.
         images: builds images, or finds them.
         blobs: the content of images.
+        closures: the store paths of images.
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
@@ -117,6 +118,7 @@ class Components:
     admin: Application
     images: Images
     blobs: BlobStore
+    closures: ImageClosures
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
@@ -355,6 +357,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             admin,
             images,
             blobs,
+            closures,
             pins,
             evaluator,
             index,

@@ -140,7 +140,7 @@ class AuditLog:
                 Event.BUILT,
                 build.address,
                 build=build.id,
-                name="/".join([*(["shell"] if build.request.shell else []), *build.request.requested]),
+                name=build.request.name,
                 platform=str(build.request.platform),
                 tag=build.tag,
                 digest=str(event.manifest),

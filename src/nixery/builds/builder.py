@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
+
+import structlog
 
 from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluator import Evaluator
@@ -33,6 +35,7 @@ from nixery.errors import (
     BuildError,
     BuildFailed,
     ClosureTooLarge,
+    NixeryError,
     PackagesUnavailable,
     PathsCollected,
     Reason,
@@ -84,9 +87,14 @@ _REALISE_ATTEMPTS = 6
 # Paths that the error about a closure that is too large names.
 _MOST_NAMED_PATHS = 5
 
+# Packages that are asked whether they need a derivation that failed; each costs a process.
+_MOST_SEARCHED = 10
+
 # Bytes. containerd and Docker accept no larger config or manifest (4 MiB); nixery's manifests are always
 # smaller than the config.
 _LARGEST_CONFIG = 4 * 1024 * 1024
+
+_log = structlog.get_logger("nixery.build")
 
 
 class _BlobsLostError(Exception):
@@ -172,7 +180,7 @@ class ImageBuilder:
                     installables, store_paths = await asyncio.to_thread(
                         lambda contents: (contents.installables, contents.store_paths), contents
                     )
-                    async with self._nix.realise(installables, observe, resume_collector) as provided:
+                    async with self._realised(contents, installables, observe, resume_collector) as provided:
                         resume_collector()
                         _require_provided(contents, provided)
 
@@ -209,6 +217,40 @@ class ImageBuilder:
                     return image
             except (_BlobsLostError, _WrongDeriverError, RequestError, BuildError) as error:
                 await retries.handle(error)
+
+    @asynccontextmanager
+    async def _realised(
+        self,
+        contents: Contents,
+        installables: Sequence[str],
+        observe: Observe,
+        on_started: Callable[[], None],
+    ) -> AsyncIterator[frozenset[StorePath]]:
+        """See ``Nix.realise``; the error of a dependency names the package that needs it."""
+        try:
+            async with self._nix.realise(installables, observe, on_started) as provided:
+                yield provided
+        except BuildFailed as error:
+            raise await self._explained(error, contents) from error
+
+    async def _explained(self, error: BuildFailed, contents: Contents) -> BuildFailed:
+        failed = error.derivation
+        own = {package.derivation.base_name for package in contents.packages}
+        if failed is None or failed in own:
+            return error
+        try:
+            for package in contents.packages[:_MOST_SEARCHED]:
+                if await self._nix.needs(package.derivation, failed):
+                    return BuildFailed(
+                        failed,
+                        error.log_tail,
+                        error.summary,
+                        disturbed=error.disturbed,
+                        needed_by=package.name or package.requested_name,
+                    )
+        except NixeryError:
+            _log.debug("cannot find out what needs a failed derivation", derivation=failed)
+        return error
 
     async def _store(
         self,

@@ -388,8 +388,7 @@ class BuildCoordinator:
         async with self._bounds.look_ups.slot():
             image = await self._cache.find(pin, request) if self._cache else None
         if image is None:
-            shell = ["shell"] if request.shell else []
-            raise BuildNotAllowed("/".join([*shell, *request.requested]))
+            raise BuildNotAllowed(request.name)
         return image
 
     @contextmanager

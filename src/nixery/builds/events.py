@@ -241,7 +241,7 @@ class LoggingObserver:
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
         request = build.request
-        log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
+        log = _log.bind(image=request.name, platform=str(request.platform))
         match event:
             case Queued(position):
                 log.debug("queued", position=position)

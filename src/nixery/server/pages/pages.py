@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlencode
 from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
-from nixery.builds.history import BuildReport, State, image_name
+from nixery.builds.history import BuildReport, State
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.builds.pins import DEFAULT_TAG
 from nixery.errors import InvalidName, NixeryError
@@ -500,7 +500,7 @@ class Pages:
 
     def _last_failure(self, named: NamedImage) -> BuildReport | None:
         """Return the report of the last build of an image that is not stored, if that failed."""
-        wanted = {(image_name(request), str(request.platform)) for request in named.missing}
+        wanted = {(request.name, str(request.platform)) for request in named.missing}
         reports = self._builds.recent()
         last = next((report for report in reports if (report.name, report.platform) in wanted), None)
         return last if last is not None and last.state is State.FAILED else None
