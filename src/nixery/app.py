@@ -459,6 +459,7 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
         PublishedImages(catalogue, public=public),
         platforms,
         writer,
+        settings.failure_ttl,
     )
     return {"/api/": api.answer, "/": pages.answer}, pages
 

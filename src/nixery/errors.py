@@ -183,6 +183,7 @@ class PackageUnknown(RequestError):
         hint = f"; did you mean {' or '.join(near_names)}?" if near_names else ""
         super().__init__(f"the package set has no {name}{hint}")
         self.name = name
+        self.near_names = tuple(near_names)
 
 
 class Reason(StrEnum):
@@ -387,7 +388,9 @@ class NixTimedOut(NixError):
             if evaluates
             else "Nix"
         )
-        super().__init__(f"{what} took longer than {seconds:g} seconds ({setting})")
+        super().__init__(
+            f"{what} took longer than {seconds:g} seconds ({setting}, which the operator of the server can raise)"
+        )
         self.derivation = derivation
         self.seconds = seconds
         self.log_tail = log_tail
@@ -398,8 +401,8 @@ class BuildDeadlineExceeded(NixError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); retry to continue from the "
-            "packages that were built"
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT, which the operator of the "
+            "server can raise); the next build begins with the packages that this one completed"
         )
         self.seconds = seconds
 

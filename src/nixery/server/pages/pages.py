@@ -17,7 +17,7 @@ from nixery.builds.failures import FailureKind
 from nixery.builds.history import BuildReport, State
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.builds.pins import DEFAULT_TAG
-from nixery.errors import InvalidName, NixeryError
+from nixery.errors import InvalidName, NixeryError, PackageUnknown
 from nixery.image.meta_packages import SHELL
 from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
@@ -26,7 +26,7 @@ from nixery.server.api import NamedImage, describe, visible
 from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import host, image_path, is_encrypted, is_local
 from nixery.server.compression import compressed
-from nixery.server.errors import errors_body
+from nixery.server.errors import errors_body, heading
 from nixery.server.http import AnswerWriter, BytesResponse, ErrorResponse, Request, Response
 from nixery.server.pages.api_reference import ApiReference, api_reference
 from nixery.server.pages.static_files import StaticFiles
@@ -82,6 +82,18 @@ _FAILURES = {
     FailureKind.OTHER: "other error",
 }
 
+# Those that the server repeats for a while.
+_REMEMBERED = frozenset(
+    {
+        FailureKind.UNKNOWN_PACKAGE,
+        FailureKind.UNAVAILABLE,
+        FailureKind.EVALUATION,
+        FailureKind.BUILDER,
+        FailureKind.TIMEOUT,
+        FailureKind.TOO_LARGE,
+    }
+)
+
 # Results of a search without a script.
 _FOUND = 50
 
@@ -117,6 +129,9 @@ _TAKEN = frozenset(
         "logout",
     }
 )
+
+# Platforms as clients write them, by their names in Nix.
+_PLATFORMS = {platform.nix_system: str(platform) for platform in SUPPORTED}
 
 # Headings of pages about attributes, by their kind.
 _KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
@@ -217,6 +232,7 @@ class Pages:
         images: names of stored images.
         platforms: of a name without a platform.
         writer: of answers.
+        failure_time_to_live: seconds for which the server repeats a failure without another build.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- everything that pages show
@@ -228,8 +244,10 @@ class Pages:
         images: PublishedImages,
         platforms: Sequence[Platform],
         writer: AnswerWriter,
+        failure_time_to_live: float = 0,
     ) -> None:
         self._writer = writer
+        self._remembered = failure_time_to_live
         self._builds = builds
         self._cancellation = cancellation
         self._packages = packages
@@ -277,6 +295,16 @@ class Pages:
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         try:
             return await self._page(request, match)
+        except PackageUnknown as error:
+            return self._templates.response(
+                "error.html",
+                404,
+                title=heading(error),
+                message=f"The package set has no package {error.name}.",
+                near=error.near_names,
+                search=error.name,
+                tag=self._tag(request),
+            )
         except NixeryError as error:
             return self._templates.error(current_access().without_hidden(error))
 
@@ -432,6 +460,9 @@ class Pages:
             compose=Composition.of_image(image, tag).address,
             nothing=_nothing_written(report),
             may_cancel=self._cancellation.allows(request, report),
+            # Of another server of the storage, which remembers its own failures only.
+            remembered=self._remembered if report.reported is None else 0,
+            repeats=report.failure in _REMEMBERED,
         )
 
     async def _log(self, request: Request, build: str) -> Response:
@@ -588,11 +619,29 @@ class Pages:
             details=details,
             kind=_KINDS.get(attribute.kind, "Package") if attribute is not None else "Package",
             available=details.is_available,
+            platforms=[_PLATFORMS.get(one, one) for one in (attribute.platforms if attribute else ())],
+            compose=Composition.of_image(image, tag).address,
+            known=self._size_of(image, package.name),
+            is_only=self._descriptions.ignores_tags and len(details.versions) == 1,
             tag=tag,
             image=f"{image}:{tag}",
             lines=_pull_lines(request, f"{image}:{tag}"),
         )
         return await self._writer.write(page)
+
+    def _size_of(self, *names: str) -> BuildReport | None:
+        """Return the last build that packed one of the images, for the size of the image."""
+        wanted = {(name, str(self._platforms[0])) for name in names}
+        return next(
+            (
+                report
+                for report in self._builds.recent()
+                if (report.name, report.platform) in wanted
+                and report.manifest is not None
+                and report.layers is not None
+            ),
+            None,
+        )
 
     def _tag(self, request: Request) -> str:
         return DEFAULT_TAG if self._descriptions.ignores_tags else request.query.get("tag", DEFAULT_TAG)

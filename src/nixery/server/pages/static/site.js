@@ -103,7 +103,7 @@ async function build(name, tag, button) {
       return;
     }
     // The answer is the build of this page if it failed a moment ago: a retry would repeat its error.
-    problem.textContent = response.ok ? "The server remembers this failure and builds again in a minute at most. Try again then." : answer.errors[0].message;
+    problem.textContent = response.ok ? "The server still repeats this failure. Try again in a minute." : answer.errors[0].message;
   } catch {
     problem.textContent = "The server cannot be reached.";
   }
@@ -163,7 +163,9 @@ function compose(section) {
   $("packages-help").after(notes);
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
-  const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
+  // Words of a description, for which packages are offered, are no part of the name.
+  const named = () => typed().length > 1 && options.length && !options.some((found) => typed().includes(found.name)) ? [] : typed();
+  const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...named()].filter(Boolean).join("/");
 
   function show() {
     const image = name() || "shell/git";
@@ -172,7 +174,7 @@ function compose(section) {
       const words = line.replace(section.dataset.reference, () => reference).split(" ").map(breakable);
       code.replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
     }
-    hidden.value = [...chosen, ...typed()].join(" ");
+    hidden.value = [...chosen, ...named()].join(" ");
     button.disabled = !name();
     chips.replaceChildren(...chosen.map((package_) => {
       const problem = problemOf(package_);
@@ -365,6 +367,7 @@ function compose(section) {
     const still = selected === undefined ? -1 : options.findIndex((found) => found.name === selected);
     select(still >= 0 ? still : options[0]?.name === text ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
+    if (typed().length > 1) show();
   }
 
   // A space ends the name of a package, or is between words of a description: a name is chosen if there is such a package.
@@ -445,6 +448,15 @@ function nothingWritten(build) {
   return build.to_fetch_paths ? "Nix is fetching packages. Only builders write a log." : "No builder is running yet.";
 }
 
+// Failures that the server repeats for a while; pages.py has the same ones.
+const REPEATED = new Set(["unknown-package", "unavailable", "evaluation", "builder", "timeout", "too-large"]);
+
+function failureTitle({ failed, failure }) {
+  if (failure === "timeout") return `${failed ?? "The build"} took too long`;
+  if (failed) return `${failed} did not build`;
+  return failure === "cancelled" ? "The build was cancelled" : "The build failed";
+}
+
 function follow(page) {
   const log = $("log");
   // This machine's clock need not be the server's.
@@ -521,11 +533,16 @@ function follow(page) {
       over = true;
       $("failure").hidden = build.error === null;
       if ($("stop")) $("stop").hidden = true;
-      $("failure-title").textContent = build.failed ? `${build.failed} did not build` : build.failure === "cancelled" ? "The build was cancelled" : "The build failed";
+      $("failure-title").textContent = failureTitle(build);
       $("tail").textContent = build.tail.map((line) => `${line}\n`).join("");
       $("tail").hidden = $("tail-title").hidden = !build.tail.length;
       $("error").textContent = withoutHashes(build.error ?? "");
       if ($("again")) $("again").hidden = build.error === null;
+      const left = Number(page.dataset.remembered);
+      if ($("remembered") && build.error !== null && left && REPEATED.has(build.failure)) {
+        $("remembered").textContent = `For ${about(left)}, the server repeats this failure without building again.`;
+        $("remembered").hidden = false;
+      }
       $("done").hidden = build.manifest === null;
     }
     tick();
