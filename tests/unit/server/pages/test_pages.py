@@ -677,7 +677,12 @@ async def test_stored_images_are_listed(site: Site, history: BuildHistory) -> No
     _, page = await site.get("/images", query={"q": "shell/"})
     assert "/images/shell/git" in page
     assert "/images/htop" not in page
-    for text in ("nothing", '"><script>'):
+    # A package further behind, too; part of a package is no beginning of one.
+    _, page = await site.get("/images", query={"q": "gi"})
+    assert 'href="/images/git"' in page
+    assert "/images/shell/git" in page
+    assert "/images/htop" not in page
+    for text in ("nothing", "it", '"><script>'):
         _, page = await site.get("/images", query={"q": text})
         assert "begins like that" in page
         assert "<script>" not in page
