@@ -330,7 +330,7 @@ class BuildFailed(PackageSetError):
         if telling and telling in summary:
             reason = ""
         elif derivation and not lines:
-            reason = "; it wrote no log"
+            reason = "; it wrote nothing"
         super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail

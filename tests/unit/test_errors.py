@@ -79,7 +79,7 @@ def test_the_error_of_a_busy_server_has_the_limit_and_the_retry_time() -> None:
         ),
         (("error[E0425]: unknown", "aborting"), "; its log has: error[E0425]: unknown"),
         (("no errors", "make: *** [all] Error 2", " "), "; its log ends with: make: *** [all] Error 2"),
-        ((), "; it wrote no log"),
+        ((), "; it wrote nothing"),
     ],
 )
 def test_the_message_of_a_failed_builder_has_the_telling_line(log: tuple[str, ...], reason: str) -> None:

@@ -262,10 +262,12 @@ function compose(section) {
     if (wrong.length) say(wrong.map((package_) => `${package_}: ${problemOf(package_)}`).join(". "));
   }
 
+  // Words that have their meaning at the beginning of a name.
+  const isField = (word) => word === "shell" || [...platform.options].some(({ value }) => value && value === word);
+
   function add(package_) {
-    // These have their meaning at the beginning of a name: they are fields here.
     if (package_ === "shell") shell.checked = true;
-    else if ([...platform.options].some(({ value }) => value && value === package_)) platform.value = package_;
+    else if (isField(package_)) platform.value = package_;
     else if (package_ && !chosen.includes(package_)) chosen.push(package_);
     input.value = "";
     close();
@@ -377,8 +379,8 @@ function compose(section) {
     try {
       for (let match; (match = /^\s*([^\s,]+)\s+/.exec(input.value)); ) {
         const word = match[1].toLowerCase();
-        const { packages } = await search(word, 1);
-        if (packages[0]?.name !== word || !input.value.startsWith(match[0])) break;
+        const found = isField(word) || (await search(word, 1)).packages[0]?.name === word;
+        if (!found || !input.value.startsWith(match[0])) break;
         const rest = input.value.slice(match[0].length);
         add(word);
         input.value = rest;
