@@ -18,6 +18,7 @@ from nixery.plain_text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     from nixery.app import Components
@@ -230,6 +231,7 @@ def _print_packages(image: _Inspected, console: Console) -> None:
 
     table = Table("package", "version", "only for it", "")
     table.columns[2].justify = "right"
+    _fold(table)
     for (component, name, version), size in image.needed_alone:
         why = "shell" if component == SHELL else "in every image" if component in ALWAYS_INCLUDED else ""
         table.add_row(_text(name or "by path"), _text(version), decimal(size), why)
@@ -245,10 +247,17 @@ def _print_paths(closure: ImageClosure, console: Console) -> None:
 
     table = Table("largest store paths", "size", "needed by")
     table.columns[1].justify = "right"
+    _fold(table)
     for path in closure.largest(_PATHS):
         found = closure.explain(path.path)
         table.add_row(_text(path.name), decimal(path.size), _text(_needed_by(found)))
     console.print(table)
+
+
+def _fold(table: Table) -> None:
+    """Fold names on a narrow terminal: cut ones cannot be told apart."""
+    for column in table.columns:
+        column.overflow = "fold"
 
 
 def _needed_by(found: Explanation | None) -> str:
@@ -266,6 +275,7 @@ def _print_layers(image: _Inspected, console: Console) -> None:
 
     table = Table("layer", "size", "packages")
     table.columns[1].justify = "right"
+    _fold(table)
     for layer in sorted(image.layers, key=lambda layer: (-layer["size"], layer["digest"])):
         table.add_row(layer["digest"][7:19], decimal(layer["size"]), _text(" ".join(layer["packages"])))
     console.print(table)
