@@ -320,18 +320,53 @@ class BuildCoordinator:
 
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
         build = self._builds[pin, request]
+        observe = partial(self._tell, build)
+        waited = False
+
+        def queued(position: int) -> None:
+            nonlocal waited
+            waited = True
+            observe(Queued(position, self._bounds.slots.wait(position)))
+            self._admit(build)
+
+        with self._in_progress(build):
+            async with self._bounds.look_ups.slot():
+                image = await self._find(request, pin, observe)
+            if image is not None:
+                return image
+            self.require_accepting()
+            with self._admission() as admission:
+                async with self._bounds.slots.slot(queued):
+                    self.require_accepting()
+                    self._running.add((pin, request))
+                    # Another server on the same storage may have built it meanwhile.
+                    image = await self._find(request, pin, observe) if waited else None
+                    if image is not None:
+                        return image
+                    observe(Started())
+                    admission.size = 0
+                    self._admit(build)
+                    async with _deadline(self._bounds.seconds):
+                        image = await self._builder.build(request, pin, observe)
+                    admission.size = sum(size for _, size in image.parts)
+            return await self._cache.add(pin, request, image) if self._cache else image
+
+    @contextmanager
+    def _in_progress(self, build: Build) -> Iterator[None]:
+        """Let a build that the current task runs be cancelled, and observers and later requests learn how it ends."""
+        key = (build.pin, build.request)
         task = asyncio.current_task()
         if task is None:
             raise AssertionError("builds run in tasks")
         self._tasks[build.id] = task
         try:
-            return await self._provide(build)
+            yield
         except NixeryError as error:
             error.build = build.id
             self._tell(build, Failed(error))
             if isinstance(error, _PERMANENT_ERRORS):
                 kept = build, error.without_frames()
-                self._failures.put((pin, request), kept, size_of_error(error), self._failure_time_to_live)
+                self._failures.put(key, kept, size_of_error(error), self._failure_time_to_live)
             raise
         except asyncio.CancelledError:
             reason = self._cancelled.get(build.id)
@@ -347,42 +382,10 @@ class BuildCoordinator:
             self._tell(build, Failed(internal))
             raise internal from error
         finally:
-            del self._builds[pin, request], self._requesters[build.id], self._tasks[build.id]
+            del self._builds[key], self._requesters[build.id], self._tasks[build.id]
             self._cancelled.pop(build.id, None)
-            self._running.discard((pin, request))
+            self._running.discard(key)
             self._ended.set()
-
-    async def _provide(self, build: Build) -> Image:
-        request, pin = build.request, build.pin
-        observe = partial(self._tell, build)
-        waited = False
-
-        def queued(position: int) -> None:
-            nonlocal waited
-            waited = True
-            observe(Queued(position, self._bounds.slots.wait(position)))
-            self._admit(build)
-
-        async with self._bounds.look_ups.slot():
-            image = await self._find(request, pin, observe)
-        if image is not None:
-            return image
-        self.require_accepting()
-        with self._admission() as admission:
-            async with self._bounds.slots.slot(queued):
-                self.require_accepting()
-                self._running.add((pin, request))
-                # Another server on the same storage may have built it meanwhile.
-                image = await self._find(request, pin, observe) if waited else None
-                if image is not None:
-                    return image
-                observe(Started())
-                admission.size = 0
-                self._admit(build)
-                async with _deadline(self._bounds.seconds):
-                    image = await self._builder.build(request, pin, observe)
-                admission.size = sum(size for _, size in image.parts)
-        return await self._cache.add(pin, request, image) if self._cache else image
 
     async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
         async with self._bounds.look_ups.slot():
