@@ -59,6 +59,9 @@ _EXPLAINED, _SHOWN = 2, 3
 _LONGEST_VERSION, _LONGEST_TAG = 40, 64
 _VERSIONS_TIMEOUT = 2.0
 
+# Clients take a tag for a version, but a directory has one state.
+_IGNORED = "the tag was ignored: the package source has one state, latest; a tag is no version of a package"
+
 _WILDCARDS = frozenset({"*/*", "application/*"})
 
 
@@ -129,9 +132,10 @@ class Manifests:
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
                 # Caches between the server and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
-                if found.pinned.warning:
+                warning = found.pinned.warning or (_IGNORED if found.tag != tag.name else "")
+                if warning:
                     # RFC 7234, 5.5.7; containerd shows it.
-                    headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
+                    headers["Warning"] = f'299 - "{_quotable(warning)}"'
                 answered = _negotiate(elements(request, "accept"), image)
                 await self._permissions.note(name, tag.name, found.tag, answered)
                 return _answer(request, answered, headers)
