@@ -2,19 +2,21 @@
 
 A listing stands for a store path that is not on this machine. It is compact: as text, one entry of a directory takes
 its name and some ten bytes, and only the directories that are read become objects.
+
+The listings that some binary caches have themselves (``<hash>.ls``) are not used: nothing signs them, and they decide
+where an image's names lead. A listing here is made from a NAR whose hash was checked.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
 import struct
 from collections.abc import ItemsView, Iterator, Sequence
 from operator import ge
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import zstandard
 
@@ -47,9 +49,6 @@ _RELATIVE = frozenset({b".", b".."})
 
 # Bytes of text up to which a directory is looked up through a dictionary.
 _SMALL = 1 << 12
-
-# Bytes of a listing of a binary cache (``.ls``), which take ten times as much in memory.
-_LARGEST_JSON = 1 << 24
 
 
 class Node(NamedTuple):
@@ -90,7 +89,10 @@ class Directory:
     def __init__(self, text: bytes) -> None:
         self._text = text
         # A dictionary takes several times the text: a directory of a million names does without.
-        self._nodes = dict(self._items()) if len(text) <= _SMALL else None
+        self._nodes: dict[bytes, bytes] | None = None
+        if len(text) <= _SMALL:
+            # A node may have slashes in the target of a symlink.
+            self._nodes = dict(entry.split(b"/", 1) for entry in text.split(b"\0")[:-1])
 
     def find(self, name: bytes) -> Node | None:
         """Return the file with a name; ``None`` if there is none."""
@@ -99,7 +101,7 @@ class Directory:
 
     def names(self) -> Iterator[Name]:
         """List it, in the order of bytes."""
-        for name, node in self._items():
+        for name, node in self._items() if self._nodes is None else self._nodes.items():
             yield Name(name, node.startswith(DIRECTORY))
 
     def _search(self, name: bytes) -> bytes | None:
@@ -169,12 +171,13 @@ class Listing:
         kept: as above.
     """
 
-    __slots__ = ("_directories", "_root", "kept", "root")
+    __slots__ = ("_directories", "_parsed", "_root", "kept", "root")
 
     def __init__(self, root: bytes, directories: Sequence[bytes], kept: Kept) -> None:
         self._root = root
         self.root = Node.parse(root)
         self._directories = directories
+        self._parsed: dict[int, Directory] = {}
         self.kept = kept
 
     def directory(self, name: bytes) -> Directory:
@@ -192,7 +195,10 @@ class Listing:
         if node is None or node.directory is None:
             kind = errno.ENOENT if node is None else errno.ELOOP if stat.S_ISLNK(node.mode) else errno.ENOTDIR
             raise OSError(kind, os.strerror(kind))
-        return Directory(self._directories[node.directory])
+        directory = self._parsed.get(node.directory)
+        if directory is None:
+            directory = self._parsed[node.directory] = Directory(self._directories[node.directory])
+        return directory
 
     def encode(self) -> bytes:
         """Return the listing as a record."""
@@ -237,28 +243,6 @@ class Listing:
             contents.add(name, content)
         return cls(root, rest[:directories], contents)
 
-    @classmethod
-    def from_json(cls, content: bytes) -> Self:
-        """Read the listing that a binary cache has beside a narinfo (``<hash>.ls``, version 1).
-
-        Nothing signs it: it is as trustworthy as the cache itself. It has no contents, and a cache cannot write names
-        that are not UTF-8.
-
-        Raises:
-            ValueError: it is not such a listing, or exceeds the limits.
-        """
-        if len(content) > _LARGEST_JSON:
-            raise ValueError(f"a cache's listing has more than {_LARGEST_JSON:,} bytes")
-        try:
-            document = json.loads(content)
-        except RecursionError:
-            raise ValueError("a cache's listing has too many directories within each other") from None
-        if not isinstance(document, dict) or document.get("version") != 1:
-            raise ValueError("a cache's listing is not of version 1")
-        root, directories = _from_json(document.get("root"))
-        _require_valid(root, directories)
-        return cls(root, directories, Kept())
-
 
 def _decompressed(record: bytes) -> bytes:
     try:
@@ -293,25 +277,3 @@ def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
         # Smaller numbers only, so that no directory contains itself.
         if any(int(child) >= number for _, child in entries if child):
             raise ValueError("a listing's directories are not in order")
-
-
-def _from_json(root: Any) -> tuple[bytes, list[bytes]]:  # noqa: ANN401 -- JSON is anything
-    directories: list[bytes] = []
-
-    def node(value: Any) -> bytes:  # noqa: ANN401
-        match value:
-            case {"type": "regular", "size": int(size)} if type(size) is int:
-                return (EXECUTABLE if value.get("executable") is True else PLAIN) + b"%d" % size
-            case {"type": "symlink", "target": str(target)}:
-                return SYMLINK + target.encode()
-            case {"type": "directory", "entries": dict(entries)}:
-                children = sorted((name.encode(), child) for name, child in entries.items())
-                text = b"".join(name + b"/" + node(child) + b"\0" for name, child in children)
-                directories.append(text)
-                return DIRECTORY + b"%d" % (len(directories) - 1)
-        raise ValueError("a cache's listing has an entry that is not valid")
-
-    try:
-        return node(root), directories
-    except RecursionError:
-        raise ValueError("a cache's listing has too many directories within each other") from None

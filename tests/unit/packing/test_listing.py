@@ -1,16 +1,13 @@
 import errno
-import json
 import stat
 import struct
-import subprocess
-from pathlib import Path
 
 import pytest
 import zstandard
 
 from nixery.packing.listing import MOST_BYTES, Kept, Listing
 from nixery.packing.nar import list_nar
-from tests.support.nar import Executable, Symlink, Tree, info_of, nar_of, write_tree
+from tests.support.nar import Executable, Symlink, Tree, info_of, nar_of
 
 TREE: Tree = {
     b"bin": {b"ls": Executable(b"program"), b"dir": Symlink(b"ls")},
@@ -175,60 +172,3 @@ def test_a_record_that_claims_much_is_not_decompressed() -> None:
     zeros = zstandard.compress(bytes(MOST_BYTES * 3))
     with pytest.raises(ValueError, match="exceeds its limits"):
         Listing.decode(zeros)
-
-
-@pytest.mark.parametrize("tree", [b"content", Symlink(b"target"), {}, TREE])
-def test_a_listing_of_nix_gives_the_same_but_contents(tmp_path: Path, tree: Tree) -> None:
-    if isinstance(tree, dict):
-        # Nix writes such names into JSON as they are.
-        tree = {name: child for name, child in tree.items() if b"\xff" not in name}
-    write_tree(tmp_path / "tree", tree)
-    command = (
-        "nix",
-        "--extra-experimental-features",
-        "nix-command",
-        "nar",
-        "dump-path",
-        str(tmp_path / "tree"),
-    )
-    (tmp_path / "nar").write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
-    listed_by_nix = (*command[:4], "ls", "--json", "--recursive", str(tmp_path / "nar"), "/")
-    root = json.loads(subprocess.run(listed_by_nix, capture_output=True, check=True).stdout)
-    listing = Listing.from_json(json.dumps({"version": 1, "root": root}).encode())
-    expected = listed(tree)
-    without = Listing.decode(expected.encode())
-    without.kept = Kept()
-    assert listing.encode() == without.encode()
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        "[]",
-        "{}",
-        '{"version": 2, "root": {"type": "directory", "entries": {}}}',
-        '{"version": 1, "root": null}',
-        '{"version": 1, "root": {"type": "fifo"}}',
-        '{"version": 1, "root": {"type": "regular"}}',
-        '{"version": 1, "root": {"type": "regular", "size": -1}}',
-        '{"version": 1, "root": {"type": "regular", "size": 1e3}}',
-        '{"version": 1, "root": {"type": "regular", "size": true}}',
-        '{"version": 1, "root": {"type": "symlink", "target": ""}}',
-        '{"version": 1, "root": {"type": "symlink", "target": "\\u0000"}}',
-        '{"version": 1, "root": {"type": "symlink", "target": "\\ud800"}}',
-        '{"version": 1, "root": {"type": "directory", "entries": {"..": {"type": "regular", "size": 1}}}}',
-        '{"version": 1, "root": {"type": "directory", "entries": {"a/b": {"type": "regular", "size": 1}}}}',
-        '{"version": 1, "root": {"type": "directory", "entries": []}}',
-        '{"version": 1, "root": '
-        + '{"type": "directory", "entries": {"a": ' * 5000
-        + "1"
-        + "}}" * 5000
-        + "}",
-        "[" * 100_000,
-        "not json",
-        " " * (1 << 25),
-    ],
-)
-def test_a_bad_listing_of_a_cache_is_refused(document: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 -- any
-        Listing.from_json(document.encode())
