@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Annotated, NamedTuple
 
 import zstandard
@@ -21,7 +22,7 @@ from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo
 from nixery.binary_caches.read_ahead import ReadAhead
 from nixery.caching import LRUCache
 from nixery.closure import Closure, StorePath
-from nixery.errors import AnswerTooLarge, StorageError
+from nixery.errors import AnswerTooLarge, StorageError, UnsafeContents
 from nixery.packing.listing import Listing
 from nixery.packing.nar_contents import NarContents
 from nixery.storage.records import (
@@ -41,6 +42,9 @@ _LARGEST_CLOSURE = 16 * 1024 * 1024
 # Bytes in memory: narinfos whose signatures are checked, and listings.
 _NARINFO_MEMORY = 32 * 1024 * 1024
 _LISTING_MEMORY = 64 * 1024 * 1024
+
+# Bytes of names and targets in the listings of one image. The closure of a desktop has 50 MB.
+_MOST_NAME_BYTES = 256 * 1024 * 1024
 
 # Records that are read at once.
 _READ_AT_ONCE = 16
@@ -74,7 +78,7 @@ class Substitution:
         self._caches = caches
         self._records = records
         self._narinfos: LRUCache[StorePath, NarInfo] = LRUCache(_NARINFO_MEMORY)
-        self._listings: LRUCache[str, tuple[Listing, int]] = LRUCache(_LISTING_MEMORY)
+        self._listings: LRUCache[str, Listing] = LRUCache(_LISTING_MEMORY)
 
     async def closures(self, paths: Collection[StorePath]) -> Mapping[StorePath, NarInfo]:
         """Return the closures of those paths of which binary caches have all, together.
@@ -123,26 +127,26 @@ class Substitution:
         """Return the names of a store path; ``None`` if nobody has read its NAR yet."""
         known = self._listings.get(nar_hash)
         if known is not None:
-            return known[0]
+            return known
         content = None
         with suppress(StorageError):  # then its NAR is read again
             content = await self._records.get(NAR_LISTINGS, nar_hash)
         listing = await asyncio.to_thread(decode, Listing.decode, content)
-        if listing is not None and content is not None:
-            self._keep(nar_hash, listing, len(content))
+        if listing is not None:
+            self._keep(nar_hash, listing)
         return listing
 
     async def keep_listing(self, nar_hash: str, listing: Listing) -> None:
         """Remember the names of a store path. Without room for it, they are read again."""
         content = await asyncio.to_thread(listing.encode)
-        self._keep(nar_hash, listing, len(content))
+        self._keep(nar_hash, listing)
         if len(content) <= KINDS[NAR_LISTINGS].largest:
             with suppress(StorageError):
                 await self._records.put(NAR_LISTINGS, nar_hash, content)
 
-    def _keep(self, nar_hash: str, listing: Listing, size: int) -> None:
-        # Text and the objects of some directories take many times the bytes of the compressed record.
-        self._listings.put(nar_hash, (listing, size), 24 * size)
+    def _keep(self, nar_hash: str, listing: Listing) -> None:
+        # Not by the bytes of the record: 64 MiB of a hostile package's names compress to some kilobytes.
+        self._listings.put(nar_hash, listing, listing.size)
 
     def _completes(self, path: StorePath, found: dict[StorePath, NarInfo]) -> bool:
         """Add the closure of a path from memory, as far as it is there; return whether that is all of it."""
@@ -214,6 +218,9 @@ class Names(MutableMapping[StorePath, Listing]):
         self._nar_hashes = nar_hashes
         self._loop = asyncio.get_running_loop()
         self._known: dict[StorePath, Listing] = {}
+        self._left = _MOST_NAME_BYTES
+        # Threads and the event loop add listings.
+        self._lock = Lock()
         # Contents of each listing that are remembered already.
         self._remembered: dict[StorePath, int] = {}
 
@@ -235,9 +242,25 @@ class Names(MutableMapping[StorePath, Listing]):
     async def _load(self, path: StorePath) -> Listing | None:
         listing = await self._substitution.listing(self._nar_hashes[path])
         if listing is not None:
-            self._known[path] = listing
+            self._add(path, listing)
             self._remembered[path] = len(listing.kept.items())
         return listing
+
+    def _add(self, path: StorePath, listing: Listing) -> None:
+        """Add a listing, within the limit of the image.
+
+        Raises:
+            UnsafeContents: they exceed it together.
+        """
+        with self._lock:
+            before = self._known.get(path)
+            self._left -= listing.text_size - (before.text_size if before is not None else 0)
+            if self._left < 0:
+                raise UnsafeContents(
+                    str(path).encode(),
+                    f"with it, the names of the image's store paths have more than {_MOST_NAME_BYTES:,} bytes",
+                )
+            self._known[path] = listing
 
     def __getitem__(self, path: StorePath) -> Listing:
         listing = self._known.get(path)
@@ -248,10 +271,11 @@ class Names(MutableMapping[StorePath, Listing]):
         return listing
 
     def __setitem__(self, path: StorePath, listing: Listing) -> None:
-        self._known[path] = listing
+        self._add(path, listing)
 
     def __delitem__(self, path: StorePath) -> None:
-        del self._known[path]
+        with self._lock:
+            self._left += self._known.pop(path).text_size
 
     def __iter__(self) -> Iterator[StorePath]:
         return iter(self._known)

@@ -50,6 +50,12 @@ _RELATIVE = frozenset({b".", b".."})
 # Bytes of text up to which a directory is looked up through a dictionary.
 _SMALL = 1 << 12
 
+# Bytes of memory for a directory beside its text, and for each byte of a small directory's text once it is a
+# dictionary; and bytes of text of the directories that a listing keeps parsed.
+_DIRECTORY_COST = 48
+_PARSED_COST = 8
+_MOST_PARSED = 1 << 17
+
 
 class Node(NamedTuple):
     """A file of a listing.
@@ -136,11 +142,16 @@ class Kept:
         room: bytes; a name counts, too.
     """
 
-    __slots__ = ("_contents", "_room")
+    __slots__ = ("_all", "_contents", "_room")
 
     def __init__(self, room: int = MOST_KEPT) -> None:
-        self._room = room
+        self._all = self._room = room
         self._contents: dict[bytes, bytes] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that they count for."""
+        return self._all - self._room
 
     def get(self, name: bytes) -> bytes | None:
         """Return what is kept of a file; ``None`` if nothing is."""
@@ -169,16 +180,24 @@ class Listing:
     Attributes:
         root: the store path itself.
         kept: as above.
+        text_size: bytes of memory for names and targets, without those of parsed directories.
     """
 
-    __slots__ = ("_directories", "_parsed", "_root", "kept", "root")
+    __slots__ = ("_directories", "_parsed", "_parsed_size", "_root", "kept", "root", "text_size")
 
     def __init__(self, root: bytes, directories: Sequence[bytes], kept: Kept) -> None:
         self._root = root
         self.root = Node.parse(root)
         self._directories = directories
         self._parsed: dict[int, Directory] = {}
+        self._parsed_size = 0
         self.kept = kept
+        self.text_size = len(root) + sum(len(text) + _DIRECTORY_COST for text in directories)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory: for text, for contents, and for the directories that look-ups may parse."""
+        return self.text_size + self.kept.size + _PARSED_COST * min(self.text_size, _MOST_PARSED)
 
     def directory(self, name: bytes) -> Directory:
         """Return a directory.
@@ -197,7 +216,11 @@ class Listing:
             raise OSError(kind, os.strerror(kind))
         directory = self._parsed.get(node.directory)
         if directory is None:
-            directory = self._parsed[node.directory] = Directory(self._directories[node.directory])
+            text = self._directories[node.directory]
+            self._parsed_size += min(len(text), _SMALL)
+            if self._parsed_size > _MOST_PARSED:
+                self._parsed, self._parsed_size = {}, 0
+            directory = self._parsed[node.directory] = Directory(text)
         return directory
 
     def encode(self) -> bytes:
