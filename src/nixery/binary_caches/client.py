@@ -14,7 +14,7 @@ from typing import Literal
 import structlog
 
 from nixery.binary_caches.configuration import BinaryCache, CacheConfiguration
-from nixery.binary_caches.decompression import decompressed
+from nixery.binary_caches.decompression import LARGEST_MEMORY, NeedsMemory, decompressed
 from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo, Trust
 from nixery.binary_caches.transports import FileMissing, Patience, Transport, TransportFailed, open_transport
 from nixery.caching import LRUCache, TTLCache
@@ -163,13 +163,18 @@ class BinaryCaches:
         return known.trust.read(text, path, cache)
 
     @contextmanager
-    def open(self, narinfo: NarInfo) -> Iterator[Iterator[bytes]]:
+    def open(self, narinfo: NarInfo, memory: int = LARGEST_MEMORY) -> Iterator[Iterator[bytes]]:
         """Fetch and decompress a NAR, for a thread: pieces of at most ``PIECE`` bytes, none of them empty.
 
         The iterator ends only after ``nar_size`` bytes. Whether they have the NAR's hash is up to the caller, who
         reads them anyway. Retries before the first byte, and resumes after it. The connection is closed on leaving.
 
+        Args:
+            narinfo: of the NAR.
+            memory: for decompression, in bytes.
+
         Raises:
+            NeedsMemory: while reading: that is less than ``LARGEST_MEMORY``, and not enough.
             BinaryCacheFailed: on entering or while reading: the cache does not answer, has no such file, sends too
                 much or too little, or what it sends cannot be decompressed.
         """
@@ -178,7 +183,9 @@ class BinaryCaches:
             raise BinaryCacheFailed(narinfo.cache, "it is not configured any more")
         compressed = _compressed(cache.transport, narinfo, cache.patience)
         try:
-            yield cache.translated(narinfo, _complete(narinfo, decompressed(narinfo.compression, compressed)))
+            yield cache.translated(
+                narinfo, _complete(narinfo, decompressed(narinfo.compression, compressed, memory)), memory
+            )
         finally:
             compressed.close()
 
@@ -322,15 +329,18 @@ class _Cache:
             self.name, self.priority, "" if self.is_usable else self.problem, signatures, reason
         )
 
-    def translated(self, narinfo: NarInfo, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def translated(self, narinfo: NarInfo, pieces: Iterator[bytes], memory: int) -> Iterator[bytes]:
         """Have errors of reading a NAR name the cache, the file and the path.
 
         Raises:
+            NeedsMemory: on reading: another attempt with more memory may succeed.
             BinaryCacheFailed: on reading.
         """
         try:
             yield from pieces
         except (TransportFailed, ValueError) as error:
+            if isinstance(error, NeedsMemory) and memory < LARGEST_MEMORY:
+                raise
             if isinstance(error, TransportFailed) and error.again:
                 self.fail(str(error))
             raise BinaryCacheFailed(

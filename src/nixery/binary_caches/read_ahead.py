@@ -10,14 +10,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
+from nixery.binary_caches.decompression import LARGEST_MEMORY, USUAL_MEMORY, NeedsMemory
 from nixery.closure import StorePath
 
 Pieces = Iterator[bytes]
-OpenNar = Callable[[StorePath], AbstractContextManager[Pieces]]
+OpenNar = Callable[[StorePath, int], AbstractContextManager[Pieces]]
 
 # NARs that are fetched at the same time, and bytes of each that wait in memory.
 _AT_ONCE = 8
@@ -28,7 +29,9 @@ class ReadAhead:
     """Opens NARs, expected ones in advance. A context manager; at its end, nothing is fetched any more.
 
     Args:
-        open_nar: fetches a NAR, in the thread that reads it.
+        open_nar: fetches a NAR, in the thread that reads it, with so many bytes of memory to decompress it. NARs that
+            need more than ``USUAL_MEMORY`` are fetched again when they are read, so that a cache cannot have many of
+            them in memory.
         at_once: NARs that are fetched at the same time.
         room: bytes of each that wait in memory; one piece may exceed it.
     """
@@ -61,13 +64,25 @@ class ReadAhead:
             fetch = self._expected.pop(path, None)
         # All threads may be fetching what other layers need later.
         if fetch is None or fetch.take_over():
-            with self._open_nar(path) as pieces:
+            with self._open_nar(path, LARGEST_MEMORY) as pieces:
                 yield pieces
             return
+        with ExitStack() as stack:
+            stack.callback(fetch.abandon)
+            yield self._with_more_memory(path, fetch, stack)
+
+    def _with_more_memory(self, path: StorePath, fetch: _Fetch, stack: ExitStack) -> Pieces:
+        size = 0
         try:
-            yield fetch.pieces()
-        finally:
-            fetch.abandon()
+            for piece in fetch.pieces():
+                size += len(piece)
+                yield piece
+        except NeedsMemory:
+            for piece in stack.enter_context(self._open_nar(path, LARGEST_MEMORY)):
+                # Its members need not be alike, so some of it may have been read.
+                if size < len(piece):
+                    yield piece[size:]
+                size = max(0, size - len(piece))
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +130,7 @@ class _Fetch:
                 return
             self._is_started = True
         try:
-            with open_nar(path) as pieces:
+            with open_nar(path, USUAL_MEMORY) as pieces:
                 for piece in pieces:
                     if not self._put(piece):
                         return

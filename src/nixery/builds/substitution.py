@@ -119,7 +119,7 @@ class Substitution:
         For the event loop; threads use what it yields.
         """
         names = Names(self, {path: closure[path].nar_hash for path in narinfos})
-        with ReadAhead(lambda path: self._caches.open(narinfos[path])) as nars:
+        with ReadAhead(lambda path, memory: self._caches.open(narinfos[path], memory)) as nars:
             files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
             yield SubstitutedContents(files, names)
 

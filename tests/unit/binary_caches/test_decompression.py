@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.binary_caches.decompression import PIECE, decompressed
+from nixery.binary_caches.decompression import PIECE, USUAL_MEMORY, NeedsMemory, decompressed
 from nixery.binary_caches.narinfo import Compression
 from tests.fuzz.effort import examples
 from tests.support.binary_cache import COMPRESS
@@ -102,3 +102,16 @@ def test_any_bytes_are_decompressed_or_refused(
 def test_gzip_of_other_levels() -> None:
     for level in (0, 1, 9):
         assert b"".join(decompressed("gzip", cut(gzip.compress(CONTENT, level), 4096))) == CONTENT
+
+
+@pytest.mark.parametrize("compression", ["zstd", "xz"])
+def test_a_stream_that_needs_much_memory_is_told_apart(compression: Compression) -> None:
+    if compression == "zstd":
+        parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=27)
+        compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        content = compressor.compress(CONTENT) + compressor.flush()
+    else:
+        content = lzma.compress(CONTENT, preset=9)
+    assert b"".join(decompressed(compression, iter([content]))) == CONTENT
+    with pytest.raises(NeedsMemory, match="with 16 MiB of memory"):
+        list(decompressed(compression, iter([content]), USUAL_MEMORY))

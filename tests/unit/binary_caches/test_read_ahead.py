@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from nixery.binary_caches.decompression import LARGEST_MEMORY, NeedsMemory
 from nixery.binary_caches.read_ahead import ReadAhead
 from nixery.closure import StorePath
 
@@ -22,17 +23,23 @@ class Cache:
         self.fetched: dict[StorePath, int] = {}
         self.closed: list[StorePath] = []
         self.broken: set[StorePath] = set()
+        self.large: set[StorePath] = set()
+        self.read_with_much_memory: list[StorePath] = []
         self.first = threading.Event()
 
     @contextmanager
-    def open(self, path: StorePath) -> Iterator[Iterator[bytes]]:
+    def open(self, path: StorePath, memory: int) -> Iterator[Iterator[bytes]]:
         try:
-            yield self._pieces(path)
+            yield self._pieces(path, memory)
         finally:
             self.closed.append(path)
 
-    def _pieces(self, path: StorePath) -> Iterator[bytes]:
+    def _pieces(self, path: StorePath, memory: int) -> Iterator[bytes]:
         for number in range(self.pieces):
+            if path in self.large and number:
+                if memory < LARGEST_MEMORY:
+                    raise NeedsMemory(memory)
+                self.read_with_much_memory.append(path)
             if path in self.broken and number:
                 raise ValueError(f"{path} is broken")
             self.fetched[path] = number + 1
@@ -84,6 +91,17 @@ def test_an_error_of_fetching_reaches_the_reader() -> None:
             list(pieces)
         with ahead.open(PATHS[1]) as pieces:
             assert b"".join(pieces) == expected(PATHS[1])
+
+
+def test_nars_that_need_much_memory_are_decompressed_where_they_are_read() -> None:
+    cache = Cache()
+    cache.large.update(PATHS)
+    with ReadAhead(cache.open, at_once=len(PATHS)) as ahead:
+        ahead.expect(PATHS)
+        for number, path in enumerate(PATHS):
+            assert not set(cache.read_with_much_memory) & set(PATHS[number:])
+            with ahead.open(path) as pieces:
+                assert b"".join(pieces) == expected(path)
 
 
 def test_nothing_is_fetched_after_the_end() -> None:
