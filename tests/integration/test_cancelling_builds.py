@@ -133,6 +133,11 @@ def test_without_rules_the_operator_cancels_builds_through_the_admin_port(
         assert cancel(server.client, build).status == 403
         assert admin.get(f"/api/v1/builds/{build}/cancel").status == 405
         assert cancel(admin, build, {"Origin": "https://evil.example"}).status == 403
+        # A page whose name resolves to this machine has the same origin.
+        for host in ("evil.example", HOST):
+            headers = {"Host": f"{host}:{port}", "Origin": f"http://{host}:{port}"}
+            assert cancel(admin, build, headers).status == 403
+        assert cancel(admin, build, {"Sec-Fetch-Site": "same-origin"}).status == 403
         assert waiting.is_running
         assert cancel(admin, build).status == 202
         assert "cancelled by the operator of the server" in waiting.result().error["message"]

@@ -19,7 +19,7 @@ from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo, Trust
 from nixery.binary_caches.transports import FileMissing, Patience, Transport, TransportFailed, open_transport
 from nixery.caching import LRUCache, TTLCache
 from nixery.closure import STORE_DIRECTORY, StorePath
-from nixery.errors import BinaryCacheFailed, SettingsError
+from nixery.errors import AnswerTooLarge, BinaryCacheFailed, SettingsError
 
 # Bytes of nix-cache-info.
 _LARGEST_CACHE_INFO = 64 * 1024
@@ -142,10 +142,33 @@ class BinaryCaches:
             self._absent.put(path, reason, len(reason), ABSENT)
         return None
 
-    async def find(self, paths: Collection[StorePath]) -> Mapping[StorePath, NarInfo]:
-        """Look paths up side by side; leaves out those that ``look_up`` does not find."""
-        found = await asyncio.gather(*map(self.look_up, paths))
-        return {narinfo.info.path: narinfo for narinfo in found if narinfo is not None}
+    async def find(self, paths: Collection[StorePath], limit: int) -> Mapping[StorePath, NarInfo]:
+        """Look paths up side by side; leaves out those that ``look_up`` does not find.
+
+        Args:
+            paths: to look up.
+            limit: bytes of all their narinfos. Nothing signs what a cache adds to a narinfo, so the look-ups end as
+                soon as those found exceed it.
+
+        Raises:
+            AnswerTooLarge: they do.
+        """
+        left = limit
+        found: dict[StorePath, NarInfo] = {}
+        tasks = [asyncio.ensure_future(self.look_up(path)) for path in paths]
+        try:
+            for task in asyncio.as_completed(tasks):
+                narinfo = await task
+                if narinfo is not None:
+                    left -= len(narinfo.text)
+                    if left < 0:
+                        raise AnswerTooLarge("the list of all store paths that the image needs", limit)
+                    found[narinfo.info.path] = narinfo
+        finally:
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return found
 
     def explain(self, path: StorePath) -> str:
         """Say why the last look-up found nothing, as a clause for an error message."""

@@ -169,13 +169,11 @@ class Substitution:
         while waiting:
             if len(found) + len(waiting) > _MOST_PATHS:
                 raise AnswerTooLarge("the list of all store paths that the image needs", _LARGEST_CLOSURE)
-            answers = await self._caches.find(waiting)
+            answers = await self._caches.find(waiting, left)
             for path, narinfo in answers.items():
                 left -= len(narinfo.text)
                 found[path] = narinfo
                 self._narinfos.put(path, narinfo, 2 * len(narinfo.text))
-            if left < 0:
-                raise AnswerTooLarge("the list of all store paths that the image needs", _LARGEST_CLOSURE)
             absent |= waiting - answers.keys()
             waiting = _unknown(waiting & answers.keys(), found, absent)
 

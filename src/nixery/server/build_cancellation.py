@@ -95,6 +95,11 @@ class BuildCancellation:
             return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
         if request.method != "POST":
             return errors_body(405, "UNSUPPORTED", "method not allowed: use POST", headers={"Allow": "POST"})
+        # No page is served here. A page of another site can have its own name resolve to this listener, which the
+        # browser of an operator reaches: then it has the same origin. Browsers name the origin of every POST.
+        if not {"origin", "sec-fetch-site"}.isdisjoint(request.headers):
+            message = "a page in a browser sent this request: use a program, such as curl"
+            return errors_body(403, "DENIED", message)
         try:
             report = await self._published.find(match["build"])
         except NixeryError as error:
