@@ -22,6 +22,8 @@ from tests.support.nix import nix_environment
 from tests.support.object_stores import BUCKET, moto
 from tests.support.web_server import file_server
 
+_LIMIT = 1 << 24
+
 COMPRESSIONS = ("zstd", "xz", "bzip2", "gzip", "none")
 
 # Files of many kinds, a path that refers to itself, and one that refers to another path.
@@ -129,7 +131,7 @@ async def client(
 async def test_path_infos_and_contents_are_nixs(
     client: BinaryCaches, closure: dict[StorePath, PathInfo], environment: Mapping[str, str]
 ) -> None:
-    found = await client.find(closure)
+    found = await client.find(closure, _LIMIT)
     assert {path: narinfo.info for path, narinfo in found.items()} == closure
     for path, narinfo in found.items():
         with client.open(narinfo) as pieces:
@@ -142,7 +144,7 @@ async def test_a_directory_is_read_without_a_server(
     caches: dict[str, Path], closure: dict[StorePath, PathInfo], public_key: tuple[str, Path]
 ) -> None:
     client = client_of(f"file://{caches['xz']}", public_key[0])
-    found = await client.find(closure)
+    found = await client.find(closure, _LIMIT)
     assert {path: narinfo.info for path, narinfo in found.items()} == closure
 
 
@@ -150,7 +152,7 @@ async def test_without_the_key_only_content_addressed_paths_are_found(
     caches: dict[str, Path], closure: dict[StorePath, PathInfo]
 ) -> None:
     client = client_of(f"file://{caches['none']}", "")
-    found = await client.find(closure)
+    found = await client.find(closure, _LIMIT)
     (path,) = found
     assert path.name == "text"
     with client.open(found[path]) as pieces:
@@ -238,7 +240,7 @@ async def test_a_bucket_is_read(
         client = client_of(
             f"s3://{BUCKET}/some/cache?scheme=http&endpoint={endpoint.removeprefix('http://')}", public_key[0]
         )
-        found = await client.find([*closure, StorePath(f"{'0' * 32}-absent")])
+        found = await client.find([*closure, StorePath(f"{'0' * 32}-absent")], _LIMIT)
         assert {path: narinfo.info for path, narinfo in found.items()} == closure
         for path, narinfo in found.items():
             with client.open(narinfo) as pieces:

@@ -162,7 +162,7 @@ class BinaryCaches:
                 if narinfo is not None:
                     left -= len(narinfo.text)
                     if left < 0:
-                        raise AnswerTooLarge("the list of all store paths that the image needs", limit)
+                        raise AnswerTooLarge("the text of all narinfos", limit)
                     found[narinfo.info.path] = narinfo
         finally:
             for each in tasks:

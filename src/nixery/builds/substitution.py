@@ -169,7 +169,12 @@ class Substitution:
         while waiting:
             if len(found) + len(waiting) > _MOST_PATHS:
                 raise AnswerTooLarge("the list of all store paths that the image needs", _LARGEST_CLOSURE)
-            answers = await self._caches.find(waiting, left)
+            try:
+                answers = await self._caches.find(waiting, left)
+            except AnswerTooLarge as error:
+                raise AnswerTooLarge(
+                    "the list of all store paths that the image needs", _LARGEST_CLOSURE
+                ) from error
             for path, narinfo in answers.items():
                 left -= len(narinfo.text)
                 found[path] = narinfo

@@ -30,6 +30,7 @@ from tests.support.forward_proxy import forward_proxy
 from tests.support.server import HOST
 
 KEY = SigningKey()
+_LIMIT = 1 << 24
 CONTENT = hashlib.sha256(b"content").digest() * 40_000  # several pieces
 BROKEN = "breaks off its answer: peer closed connection without sending complete message body (received {} bytes, expected {})"
 PATIENCE = Patience(connect=10, answer=30, silence=30, attempts=3, pause=0.001)
@@ -125,7 +126,7 @@ async def test_many_paths_are_asked_for_at_once(cache: CacheServer, caches: Clie
     client = caches(cache.url)
     paths = [cache.add(f"package-{number}", b"", KEY) for number in range(200)]
     absent = store_path("absent")
-    assert set(await client.find([*paths, absent])) == set(paths)
+    assert set(await client.find([*paths, absent], _LIMIT)) == set(paths)
     assert cache.requested("nix-cache-info") == 1
 
 
@@ -385,7 +386,7 @@ async def test_http2_takes_one_connection(caches: Clients) -> None:
     with http2_cache_server(certified(authority, HOST)) as cache:
         paths = [cache.add(f"package-{number}", b"", KEY) for number in range(200)]
         client = caches(cache.url, authorities=authority.cert_pem.bytes())
-        assert set(await client.find([*paths, store_path("absent")])) == set(paths)
+        assert set(await client.find([*paths, store_path("absent")], _LIMIT)) == set(paths)
         assert cache.connections == 1
         # Without the authority, the certificate is not trusted.
         client = caches(cache.url)

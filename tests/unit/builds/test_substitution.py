@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 
 from nixery.binary_caches.client import BinaryCaches
-from nixery.binary_caches.configuration import CacheConfiguration
+from nixery.binary_caches.configuration import BinaryCache, CacheConfiguration
 from nixery.binary_caches.narinfo import Trust
 from nixery.builds.substitution import Names, Substitution
-from nixery.errors import UnsafeContents
+from nixery.errors import AnswerTooLarge, UnsafeContents
 from nixery.packing.listing import Kept, Listing
 from nixery.storage.records import RecordStore
-from tests.support.binary_cache import store_path
+from tests.support.binary_cache import (
+    Answer,
+    SigningKey,
+    cache_server,
+    nar_of_file,
+    narinfo_name,
+    narinfo_text,
+    path_info,
+    store_path,
+)
 
 _MIB = 1 << 20
 
@@ -50,3 +59,22 @@ async def test_the_names_of_an_image_have_a_limit(substitution: Substitution) ->
             names[path] = listing
     with pytest.raises(UnsafeContents, match="the names of the image's store paths"):
         names[paths[4]] = listing
+
+
+async def test_a_cache_that_adds_to_narinfos_does_not_fill_the_memory(records: RecordStore) -> None:
+    # Without a key: what follows the signed fields is the cache's own.
+    key, nar = SigningKey(), nar_of_file(b"")
+    infos = [path_info(f"p{number}", nar) for number in range(300)]
+    whole = path_info("whole", nar, tuple(info.path for info in infos))
+    with cache_server() as server:
+        for info in (*infos, whole):
+            padding = {"Sig": key.sign(info)} | ({"Padding": "x" * 900_000} if info != whole else {})
+            server.answers[narinfo_name(info.path)] = lambda _, info=info, padding=padding: Answer(  # type: ignore[misc]
+                narinfo_text(info, padding)
+            )
+        configuration = CacheConfiguration((BinaryCache.parse(server.url),), Trust.parse(key.public))
+        substitution = Substitution(BinaryCaches(configuration), records)
+        with pytest.raises(AnswerTooLarge, match=r"^the list of all store paths .* 16\.0 MiB is the limit"):
+            await substitution.closures([whole.path])
+        assert len(server.requests) < 200
+        await substitution.close()
