@@ -18,6 +18,7 @@ from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
+from nixery.builds.cache_signing import CacheKeys, read_cache_key
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.evaluation_cache import EvaluationCache
@@ -31,6 +32,7 @@ from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.previews import ImagePreviews
+from nixery.builds.served_paths import ServedPaths
 from nixery.builds.slots import Share, Slots
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
@@ -51,6 +53,8 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
+from nixery.server.binary_cache import PREFIX as CACHE_PREFIX
+from nixery.server.binary_cache import BinaryCache
 from nixery.server.clients import Clients
 from nixery.server.health import Health
 from nixery.server.http import AnswerWriter, Handler
@@ -88,6 +92,10 @@ if TYPE_CHECKING:
 # Seconds between two scans of all records. In a bucket, a listing costs a request for 1000 of them.
 _SCAN_INTERVAL = 300.0
 _SCAN_INTERVAL_IN_A_BUCKET = 3600.0
+
+# Seconds between two listings of the closures of images, for paths that the binary cache does not know.
+_LISTING_INTERVAL = 5.0
+_LISTING_INTERVAL_IN_A_BUCKET = 30.0
 
 # Default low watermark, as a fraction of the high one.
 _LOW = 0.9
@@ -281,6 +289,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         images,
         catalogue,
     )
+    served = _served_paths(settings, resources, closures, records)
+    # The first beginning that matches decides.
+    below = {**_binary_cache(settings, served, records, blobs, small_blobs, leases, permissions), **below}
 
     async def source_is_usable() -> None:
         with suppress(TagUnknown):  # the source answered that it has no such tag
@@ -326,7 +337,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
-        closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
+        closing = [layers.close(), images.close(), index.close()]
+        closing += [part.close() for part in (rules, served) if part is not None]
         await asyncio.gather(*closing)
         await history.close()
 
@@ -334,7 +346,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records, rules)
+        background = _background(settings, resources, blobs, records, rules, served)
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
@@ -447,6 +459,39 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     return {"/api/": api.answer, "/": pages.answer}, pages
 
 
+def _served_paths(
+    settings: Settings, resources: Resources, closures: ImageClosures, records: RecordStore
+) -> ServedPaths | None:
+    """Make the index of the binary cache; ``None`` for a server without one, and in a command."""
+    if not settings.serve_cache or resources.address is None:
+        return None
+    interval = (
+        _LISTING_INTERVAL if settings.storage_backend == "filesystem" else _LISTING_INTERVAL_IN_A_BUCKET
+    )
+    return ServedPaths(closures, records, interval)
+
+
+def _binary_cache(  # noqa: PLR0913, PLR0917 -- all that its answers are made from
+    settings: Settings,
+    served: ServedPaths | None,
+    records: RecordStore,
+    blobs: BlobStore,
+    small_blobs: SmallBlobs,
+    leases: Leases,
+    permissions: Permissions,
+) -> dict[str, Handler]:
+    """Make the binary cache, by the beginning of its paths; without one, pages answer that there is no such page.
+
+    Raises:
+        SettingsError: the key file has no secret key.
+    """
+    if served is None:
+        return {}
+    key = None if settings.cache_key_file is None else read_cache_key(settings.cache_key_file)
+    cache = BinaryCache(served, CacheKeys(records, key), blobs, small_blobs, leases, permissions)
+    return {CACHE_PREFIX: cache.answer}
+
+
 def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
     if settings.audit_log is None or resources.address is None:
         return None
@@ -494,6 +539,7 @@ def _background(
     blobs: BlobStore,
     records: RecordStore,
     rules: AccessRules | None,
+    served: ServedPaths | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -504,6 +550,8 @@ def _background(
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
     if rules is not None:
         work.append(rules.watch())
+    if served is not None:
+        work.append(served.read_all())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

@@ -31,6 +31,7 @@ from nixery.storage.records import (
     API_TOKEN_USES,
     API_TOKENS,
     BUILD_PROGRESS,
+    CACHE_KEYS,
     COLLECTIONS,
     LAYERS,
     SIGNING_KEYS,
@@ -163,7 +164,7 @@ async def quarantined(storage: Storage, digest: Digest) -> bytes | None:
 
 def test_all_kinds_of_records_are_copied() -> None:
     # Builds that are running are those of the source's servers, as are the keys; API tokens are copied on demand.
-    assert set(COPIED) == set(CHECKS) - {BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS}
+    assert set(COPIED) == set(CHECKS) - {BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS, CACHE_KEYS}
 
 
 async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from struct import Struct
-from typing import Protocol
+from typing import Protocol, cast
 
 import zstandard
 from isal import isal_zlib
@@ -39,6 +39,9 @@ _LARGEST_WINDOW = 8 << 20
 
 # gzip framing, as in `compression`.
 _GZIP = 16 + 15
+# The annotation of isal's error is wrong.
+_CORRUPT = (cast("type[Exception]", isal_zlib.IsalError), zstandard.ZstdError)
+
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAGIC_SIZE = 4
 
@@ -174,7 +177,7 @@ class NarWriter:
                 elif since >= _STEP:
                     yield b""
                     since = 0
-        except (isal_zlib.error, zstandard.ZstdError):
+        except _CORRUPT:
             raise self._wrong("it cannot be decompressed") from None
 
     def add(self, data: bytes | memoryview) -> None:
@@ -328,12 +331,11 @@ class NarWriter:
         )
 
 
-def stored_nar(info: PathInfo, store: bytes) -> bytes:
+def stored_nar(info: PathInfo) -> bytes:
     """Return the NAR of a store path that this machine has.
 
     Args:
         info: what Nix has registered of it; all of it is in memory.
-        store: directory of the paths on this machine.
 
     Raises:
         StorageError: it is not there, or its contents are others.
@@ -341,7 +343,7 @@ def stored_nar(info: PathInfo, store: bytes) -> bytes:
     """
     writer = NarWriter(info, "the Nix store")
     archive = Archive(writer.add)
-    add_store_paths(archive, (info,), store)
+    add_store_paths(archive, (info,))
     writer.add(archive.end())
     return writer.end()
 
