@@ -145,17 +145,18 @@ class BinaryCache:
         Raises:
             StorePathUnknown, LoginRequired, TooBusy, StorageError: as ``narinfo``.
         """
-        info, layer = await self._find(digits)
-        if info.nar_hash != nar_hash:
-            raise StorePathUnknown(digits)
+        info, layer = await self._find(digits, nar_hash)
         etag = f'"{nar_hash}"'
         headers = {"Content-Type": "application/x-nix-nar", "ETag": etag, "Cache-Control": IMMUTABLE}
         if matches(request, etag):
             return NotModified(headers)
         return StreamResponse(200, info.nar_size, partial(self._stream, info, layer), headers)
 
-    async def _find(self, digits: str) -> _NarParts:
-        """Find a path in an image that the client may pull, and the layer that has it."""
+    async def _find(self, digits: str, nar_hash: str | None = None) -> _NarParts:
+        """Find a path in an image that the client may pull, and the layer that has it.
+
+        A derivation may give another result each time, so that two images have a path with different contents.
+        """
         access, tried = current_access(), 0
         for image in await self._served.find(digits):
             names = [name for name in image.names if self._may_pull(name)] if access.is_restricted else [""]
@@ -163,7 +164,7 @@ class BinaryCache:
                 continue
             tried += 1
             found = await self._in_image(image, digits, names)
-            if found is not None:
+            if found is not None and nar_hash in {None, found[0].nar_hash}:
                 return found
             if tried == _MOST_TRIED:
                 break
