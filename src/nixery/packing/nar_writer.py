@@ -31,8 +31,8 @@ from nixery.packing.store_tree import add_store_paths
 PIECE, _STEP = 1 << 20, 8 << 20
 
 # Bytes of compressed input that a decompressor gets at once, and of its output. Output of libzstd cannot be limited:
-# this much input becomes 32 MiB at most (RFC 8878: a block of 128 KiB takes four bytes).
-_GZIP_OUTPUT, _ZSTD_INPUT = 1 << 20, 1 << 10
+# this much input becomes 8 MiB at most (RFC 8878: a block of 128 KiB takes four bytes).
+_GZIP_OUTPUT, _ZSTD_INPUT = 1 << 20, 1 << 8
 
 # Bytes of a decompressor's window. Level 19, the highest of the settings, has 8 MiB.
 _LARGEST_WINDOW = 8 << 20
@@ -170,11 +170,11 @@ class NarWriter:
                 since += len(piece)
                 if self.is_complete:
                     return
-                # The rest is held back, since it may be the end.
-                if len(self._ready) > PIECE:
-                    yield self._take(len(self._ready) - 1)
+                # The last piece is held back, since it may be the end.
+                while len(self._ready) > PIECE:
+                    yield self._take(PIECE)
                     since = 0
-                elif since >= _STEP:
+                if since >= _STEP:
                     yield b""
                     since = 0
         except _CORRUPT:
