@@ -80,6 +80,7 @@ from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
 from nixery.storage.leases import Leases
+from nixery.storage.opening import Storage
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import migrate_with_retries
 from nixery.telemetry.metrics import Metrics
@@ -280,6 +281,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         log_links=settings.public_builds,
         audit=audit,
     )
+    cache_of_paths = _binary_cache(settings, resources, closures, storage, small_blobs, leases, permissions)
     below, pages = _pages(
         settings,
         resources,
@@ -288,10 +290,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         history,
         images,
         catalogue,
+        cache_of_paths,
     )
-    served = _served_paths(settings, resources, closures, records)
-    # The first beginning that matches decides.
-    below = {**_binary_cache(settings, served, records, blobs, small_blobs, leases, permissions), **below}
 
     async def source_is_usable() -> None:
         with suppress(TagUnknown):  # the source answered that it has no such tag
@@ -338,7 +338,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close()]
-        closing += [part.close() for part in (rules, served) if part is not None]
+        closing += [part.close() for part in (rules, cache_of_paths) if part is not None]
         await asyncio.gather(*closing)
         await history.close()
 
@@ -346,7 +346,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records, rules, served)
+        background = _background(settings, resources, blobs, records, rules, cache_of_paths)
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
@@ -442,8 +442,9 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     history: BuildHistory,
     images: Images,
     catalogue: Catalogue,
+    cache: BinaryCache | None,
 ) -> tuple[dict[str, Handler], Pages]:
-    """Make the API and the pages, by the beginning of their paths; and the pages themselves."""
+    """Make the API, the pages and the binary cache, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
     bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
     published = PublishedBuilds(history, bounds, public=public)
@@ -456,40 +457,39 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     pages = Pages(
         published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
     )
-    return {"/api/": api.answer, "/": pages.answer}, pages
+    # The first beginning that matches decides.
+    below = {} if cache is None else {CACHE_PREFIX: cache.answer}
+    return {**below, "/api/": api.answer, "/": pages.answer}, pages
 
 
-def _served_paths(
-    settings: Settings, resources: Resources, closures: ImageClosures, records: RecordStore
-) -> ServedPaths | None:
-    """Make the index of the binary cache; ``None`` for a server without one, and in a command."""
+def _binary_cache(  # noqa: PLR0913, PLR0917 -- all that its answers are made from
+    settings: Settings,
+    resources: Resources,
+    closures: ImageClosures,
+    storage: Storage,
+    small_blobs: SmallBlobs,
+    leases: Leases,
+    permissions: Permissions,
+) -> BinaryCache | None:
+    """Make the binary cache; ``None`` for a server without one, and in a command.
+
+    Raises:
+        SettingsError: the key file has no secret key.
+    """
     if not settings.serve_cache or resources.address is None:
         return None
     interval = (
         _LISTING_INTERVAL if settings.storage_backend == "filesystem" else _LISTING_INTERVAL_IN_A_BUCKET
     )
-    return ServedPaths(closures, records, interval)
-
-
-def _binary_cache(  # noqa: PLR0913, PLR0917 -- all that its answers are made from
-    settings: Settings,
-    served: ServedPaths | None,
-    records: RecordStore,
-    blobs: BlobStore,
-    small_blobs: SmallBlobs,
-    leases: Leases,
-    permissions: Permissions,
-) -> dict[str, Handler]:
-    """Make the binary cache, by the beginning of its paths; without one, pages answer that there is no such page.
-
-    Raises:
-        SettingsError: the key file has no secret key.
-    """
-    if served is None:
-        return {}
     key = None if settings.cache_key_file is None else read_cache_key(settings.cache_key_file)
-    cache = BinaryCache(served, CacheKeys(records, key), blobs, small_blobs, leases, permissions)
-    return {CACHE_PREFIX: cache.answer}
+    return BinaryCache(
+        ServedPaths(closures, storage.records, interval),
+        CacheKeys(storage.records, key),
+        storage.blobs,
+        small_blobs,
+        leases,
+        permissions,
+    )
 
 
 def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
@@ -539,7 +539,7 @@ def _background(
     blobs: BlobStore,
     records: RecordStore,
     rules: AccessRules | None,
-    served: ServedPaths | None,
+    cache: BinaryCache | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -550,8 +550,8 @@ def _background(
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
     if rules is not None:
         work.append(rules.watch())
-    if served is not None:
-        work.append(served.read_all())
+    if cache is not None:
+        work.append(cache.read_paths())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -146,6 +147,29 @@ def test_a_changed_layer_is_never_a_wrong_path(
         answer = server.client.get(f"/nix-cache/{narinfo(server, path)['URL']}")
         assert (answer.status, answer.error["code"]) == (500, "UNKNOWN")
         assert "cannot make the NAR of" in answer.error["message"]
+
+
+@pytest.mark.security
+def test_hundreds_of_requests_for_a_small_path_of_a_large_layer(private: PrivateNix, tmp_path: Path) -> None:
+    settings = {
+        **private.environment(),
+        "NIXERY_PKGS_PATH": str(PACKAGE_SETS),
+        "NIXERY_SERVE_CACHE": "1",
+        # One layer for all store paths.
+        "NIXERY_LAYER_BUDGET": "2",
+    }
+    with running_server(tmp_path / "server", settings, launcher=private.launcher) as server:
+        server.client.digest("big/hello/greeting/left/right")
+        private.collect_garbage()
+        # The last path of the layer, behind all others.
+        path = max(registered_paths(server.storage))
+        known = narinfo(server, path)
+        with ThreadPoolExecutor(100) as threads:
+            answers = list(threads.map(lambda _: server.client.get(f"/nix-cache/{known['URL']}"), range(300)))
+            assert {answer.status for answer in answers} <= {200, 429}
+        bodies = {answer.body for answer in answers if answer.status == 200}
+        assert [len(body) for body in bodies] == [int(known["NarSize"])]
+        assert server.client.manifest("big/hello/greeting/left/right").status == 200
 
 
 def test_without_the_setting_there_is_no_cache(start_server: StartServer) -> None:

@@ -18,6 +18,7 @@ from nixery.access.policy import current_access
 from nixery.builds.cache_signing import CacheKeys, base_32
 from nixery.builds.served_paths import ImageOfPath, ServedPaths
 from nixery.builds.slots import Share, Slots
+from nixery.caching import LRUCache, SingleFlight
 from nixery.closure import STORE_DIRECTORY, PathInfo
 from nixery.errors import NixeryError, StorePathUnknown, TooBusy
 from nixery.oci.digest import Digest
@@ -49,15 +50,22 @@ _NAR = re.compile(r"nar/([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-f]{64})\.nar", 
 # Images with a path that are tried: those that were deleted a moment ago have lost it.
 _MOST_TRIED = 16
 
-# Bytes of a NAR up to which the Nix store is read: all of it is in memory.
+# Bytes of a NAR up to which all of it is in memory, and the Nix store is read: a larger path has a layer of its own, or
+# most of one.
 _SMALL = 4 * 1024 * 1024
 
 # NARs that are sent at once, of those the ones of one client, and waiting ones. Each holds the window of a
 # decompressor, or a small NAR, for as long as its client reads.
 _AT_ONCE, _OF_CLIENT, _QUEUE = 64, 32, 512
 
+# Bytes of small NARs that are kept: a small path may be the last one of a large layer.
+_CAPACITY = 32 * 1024 * 1024
+
+# Small NARs that are made at once, also for clients that have left.
+_SMALL_AT_ONCE = 8
+
 # Pieces of NARs that are made at once, in some hundredths of a second each; clients take turns. The queue has room for
-# all NARs that are sent, since a NAR cannot be refused once it has begun.
+# all NARs, since one cannot be refused once it has begun.
 _MADE_AT_ONCE = 2
 
 _NarParts = tuple[PathInfo, StoredBlob]
@@ -91,7 +99,18 @@ class BinaryCache:
         self._leases = leases
         self._permissions = permissions
         self._sent = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.NARS, share=Share(running=_OF_CLIENT))
-        self._made = Slots(_MADE_AT_ONCE, _AT_ONCE, busy=TooBusy.NARS)
+        self._in_memory = Slots(_SMALL_AT_ONCE, _QUEUE, busy=TooBusy.NARS)
+        self._made = Slots(_MADE_AT_ONCE, _AT_ONCE + _SMALL_AT_ONCE, busy=TooBusy.NARS)
+        self._kept: LRUCache[str, bytes] = LRUCache(_CAPACITY)
+        self._small_nars: SingleFlight[str, bytes] = SingleFlight()
+
+    async def read_paths(self) -> None:
+        """Read which paths the stored images have, before the first request asks for one."""
+        await self._served.read_all()
+
+    async def close(self) -> None:
+        """End all work, also for clients that have left."""
+        await asyncio.gather(self._small_nars.close(), self._served.close())
 
     async def answer(self, request: Request) -> Response:  # noqa: PLR0911 -- a route each
         """Answer a request for a path below ``/nix-cache/``; never raises for anything a client can do."""
@@ -212,14 +231,25 @@ class BinaryCache:
 
     async def _stream(self, info: PathInfo, layer: StoredBlob) -> AsyncGenerator[bytes, None]:
         async with self._sent.slot():
-            nar = await self._from_store(info) if info.nar_size <= _SMALL else None
-            if nar is not None:
-                for start in range(0, len(nar), PIECE):
-                    yield nar[start : start + PIECE]
+            if info.nar_size > _SMALL:
+                async with aclosing(self._from_layer(info, layer)) as pieces:
+                    async for piece in pieces:
+                        yield piece
                 return
-            async with aclosing(self._from_layer(info, layer)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            nar = self._kept.get(info.nar_hash)
+            if nar is None:
+                nar = await self._small_nars.run(info.nar_hash, partial(self._small_nar, info, layer))
+            for start in range(0, len(nar), PIECE):
+                yield nar[start : start + PIECE]
+
+    async def _small_nar(self, info: PathInfo, layer: StoredBlob) -> bytes:
+        async with self._in_memory.slot():
+            nar = await self._from_store(info)
+            if nar is None:
+                async with aclosing(self._from_layer(info, layer)) as pieces:
+                    nar = b"".join([piece async for piece in pieces])
+            self._kept.put(info.nar_hash, nar, len(nar))
+            return nar
 
     async def _from_store(self, info: PathInfo) -> bytes | None:
         async with self._made.slot():
