@@ -20,8 +20,9 @@ from typing import Literal
 from nixery.closure import PathInfo, StorePath
 from nixery.oci.documents import MediaType
 from nixery.packing.compression import Compression, Compressor, compression
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 from nixery.packing.packer import LayerPacker
-from nixery.packing.store_tree import add_store_paths
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ _Layer = tuple[int, str]  # compressed bytes, digests
 def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
     sink = _Counted()
     store_paths = [PathInfo(StorePath(path), "", sys.maxsize, ()) for path in paths]
-    diff_id = LayerPacker(way).pack(lambda archive: add_store_paths(archive, store_paths), sink, lambda: None)
+    with LocalStore() as store:
+        diff_id = LayerPacker(way).pack(
+            lambda archive: add_store_paths(archive, store_paths, store), sink, lambda: None
+        )
     return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
 
 

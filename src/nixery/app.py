@@ -16,6 +16,8 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.binary_caches.client import BinaryCaches
+from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.cache_signing import CacheKeys, read_cache_key
@@ -32,20 +34,23 @@ from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.previews import ImagePreviews
+from nixery.builds.provision import Provider
 from nixery.builds.served_paths import ServedPaths
 from nixery.builds.slots import Share, Slots
+from nixery.builds.substitution import Substitution
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.locks import ProcessDirectory
 from nixery.nix.garbage_collection import NixGarbageCollector
-from nixery.nix.machine import require_usable_nix
+from nixery.nix.machine import is_installed, require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
 from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 from nixery.nix.sandbox import is_loopback
+from nixery.nix.store_database import StoreDatabase, has_local_store
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
@@ -166,9 +171,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     audit = _audit_log(settings, resources)
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
-    collector = NixGarbageCollector(
-        Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
-    )
+    state = Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix"))
+    collector = NixGarbageCollector(state, resources.roots.path)
     source = _package_source(settings, resources, NixStore(collector, settings.build_environment))
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
@@ -193,6 +197,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         options,
         expression,
         gate=resources.gate,
+        database=StoreDatabase(state)
+        if has_local_store(options.every_command, settings.build_environment)
+        else None,
     )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
@@ -219,6 +226,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
 
     # Builds.
+    substitution = await _substitution(settings, records)
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
     index = PackageIndex(
         pins,
@@ -230,6 +238,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         settings.index_sets,
         failure_time_to_live=settings.failure_ttl,
         write_derivations=settings.index_derivations,
+        substitutes=substitution is not None,
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
@@ -237,7 +246,15 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
     builder = ImageBuilder(
-        evaluator, nix, layers, blobs, leases, closures, resources.popularity, image_bounds, settings.created
+        evaluator,
+        Provider(nix if substitution is None or is_installed() else None, substitution),
+        layers,
+        blobs,
+        leases,
+        closures,
+        resources.popularity,
+        image_bounds,
+        settings.created,
     )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
@@ -308,7 +325,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         {
             "server": accepts_builds,
             "storage": blobs.probe,
-            "nix": partial(asyncio.to_thread, require_usable_nix),
+            **(
+                {}
+                if substitution is not None and not is_installed()
+                else {"nix": partial(asyncio.to_thread, require_usable_nix)}
+            ),
             "source": source_is_usable,
         },
         metrics,
@@ -432,6 +453,15 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
         on_index_start=metrics.nix_index_started,
         configuration=settings.package_configuration,
     )
+
+
+async def _substitution(settings: Settings, records: RecordStore) -> Substitution | None:
+    if settings.substitute == "nix":
+        return None
+    configuration = await asyncio.to_thread(
+        CacheConfiguration.read, settings.environment, settings.nix_arguments
+    )
+    return Substitution(BinaryCaches(configuration), records)
 
 
 def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show

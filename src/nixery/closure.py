@@ -9,7 +9,8 @@ from dataclasses import dataclass
 STORE_DIRECTORY = "/nix/store"
 
 # 32 digits of Nix's own base 32, which leaves out e, o, u and t; names as in Nix's name.cc.
-_BASE_NAME = re.compile(r"([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-zA-Z+\-._?=]{1,211})", re.ASCII)
+_DIGITS = "0123456789abcdfghijklmnpqrsvwxyz"
+_BASE_NAME = re.compile(rf"([{_DIGITS}]{{32}})-([0-9a-zA-Z+\-._?=]{{1,211}})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,6 +56,13 @@ def without_version(name: str) -> str:
     """
     match = re.search(r"-(?=[^a-zA-Z])", name)
     return name[: match.start()] if match else name
+
+
+def base32(content: bytes) -> str:
+    """Write a hash in Nix's own base 32: the last five bits first (``printHash32`` in Nix's ``hash.cc``)."""
+    number = int.from_bytes(content, "little")
+    length = (len(content) * 8 - 1) // 5 + 1
+    return "".join(_DIGITS[number >> (5 * place) & 31] for place in reversed(range(length)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
+    │   ├── BinaryCacheFailed         the administrator of a binary cache
+    │   ├── NarRefused                the binary cache: its contents are not what it has announced
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
@@ -197,6 +199,7 @@ class Reason(StrEnum):
     INCOMPLETE = "incomplete"
     INVALID_META_PACKAGE = "not a valid meta-package"
     INVALID_FACTS = "not a valid description of the package set"
+    NOT_CACHED = "in no binary cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +335,38 @@ class PackageSetChanged(PackageSetError):
 
 class SourceUnreachable(PackageSetError):
     """The package source does not answer at the moment; a retry may help."""
+
+
+class BinaryCacheFailed(BuildError):
+    """A binary cache does not answer, or not with what its narinfos say.
+
+    Attributes:
+        cache: its name, without secrets.
+    """
+
+    def __init__(self, cache: str, reason: str) -> None:
+        super().__init__(f"the binary cache {cache} failed: {reason}")
+        self.cache = cache
+
+
+class NarRefused(BuildError):
+    """The contents of a store path, as a binary cache serves them, are damaged or not those that it has announced.
+
+    Attributes:
+        path: the store path.
+        reason: what is wrong with its NAR.
+        cache: the URL of the binary cache; may be empty.
+    """
+
+    def __init__(self, path: str, reason: str, cache: str = "") -> None:
+        source = f"the binary cache {cache}" if cache else "a binary cache"
+        super().__init__(
+            f"{source} serves a NAR of {path} that is refused: {reason}; retry, or remove the cache from the "
+            "substituters of Nix's configuration"
+        )
+        self.path = path
+        self.reason = reason
+        self.cache = cache
 
 
 class NixError(BuildError):

@@ -348,7 +348,7 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
         assert server.client.manifest("nosuchpackage").status == 404
         assert started(server, "nix-instantiate", "request") == 0
         assert started(server, "nix-instantiate", "index") > 0
-        assert started(server, "nix-store", "request") > 0
+        assert started(server, "nix-store", "request") == 0
         assert derivations(private) == []
         # Its output is not in the store.
         assert server.client.manifest("twice").status == 200

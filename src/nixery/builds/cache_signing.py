@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from nixery.binary_caches.narinfo import fingerprint
 from nixery.closure import PathInfo
 from nixery.errors import SettingsError
 from nixery.storage.records import CACHE_KEYS, RecordStore
@@ -37,10 +38,6 @@ _LARGEST_FILE = 4096
 # Clients know a key by its name, so that of a shared key has digits of the key.
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _SHARED_NAME, _DIGITS = "nixery", 8
-
-# Digits of Nix's own base 32 (Nix manual, "Store path"), and bits of each.
-_BASE_32 = "0123456789abcdfghijklmnpqrsvwxyz"
-_BITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class CacheKey:
 
     def sign(self, info: PathInfo) -> str:
         """Sign what Nix has registered of a store path; return the value of the line ``Sig``."""
-        signature = self.secret.sign(_fingerprint(info).encode())
+        signature = self.secret.sign(fingerprint(info))
         return f"{self.name}:{base64.b64encode(signature).decode()}"
 
 
@@ -175,21 +172,6 @@ def read_cache_key(file: Path) -> CacheKey:
         wanted = f"nix-store --generate-binary-cache-key NAME {file} PUBLIC_KEY_FILE"
         raise SettingsError((f"NIXERY_CACHE_KEY_FILE: {file} should have a secret key: {wanted}",))
     return key
-
-
-def base_32(content: bytes) -> str:
-    """Encode bytes in Nix's base 32: little-endian, the most significant digit first."""
-    number = int.from_bytes(content, "little")
-    length = -(-len(content) * 8 // _BITS)
-    return "".join(_BASE_32[number >> _BITS * at & 31] for at in reversed(range(length)))
-
-
-def _fingerprint(info: PathInfo) -> str:
-    """Return what a signature is over (Nix, ``ValidPathInfo::fingerprint``)."""
-    own = (info.path,) if info.refers_to_itself else ()
-    references = ",".join(map(str, sorted((*info.references, *own))))
-    nar_hash = base_32(bytes.fromhex(info.nar_hash))
-    return f"1;{info.path};sha256:{nar_hash};{info.nar_size};{references}"
 
 
 def _parsed(content: bytes | None) -> CacheKey | None:

@@ -41,7 +41,7 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
         NixUnusable: Nix is not on ``PATH``, or its store is inaccessible.
         NixStoreFull: the store has almost no free space.
     """
-    if shutil.which("nix-store") is None:
+    if not is_installed():
         raise NixUnusable("nix-store is not on PATH")
     try:
         full = is_out_of_space(store)
@@ -49,6 +49,11 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
         raise NixUnusable(f"cannot access the Nix store: {error.strerror}") from error
     if full:
         raise NixStoreFull
+
+
+def is_installed() -> bool:
+    """Whether Nix's programs are on ``PATH``."""
+    return shutil.which("nix-store") is not None
 
 
 def is_out_of_space(store: Path = Path(STORE_DIRECTORY)) -> bool:

@@ -19,12 +19,13 @@ from typing import Protocol, cast
 import zstandard
 from isal import isal_zlib
 
-from nixery.closure import STORE_DIRECTORY, PathInfo
+from nixery.closure import PathInfo
 from nixery.errors import StorageError
 from nixery.files import LONGEST_PATH
 from nixery.packing import tar
 from nixery.packing.archive import Archive
-from nixery.packing.store_tree import add_store_paths
+from nixery.packing.contents import STORE
+from nixery.packing.local_store import LocalStore
 
 # Bytes of a NAR in a piece, and of a tar that are read in one step without any piece. A step takes some hundredths of
 # a second.
@@ -54,7 +55,7 @@ _MOST_DIGITS = 20
 # Offsets of a header's fields (POSIX, "ustar Interchange Format"): name, mode, size, kind, target, prefix.
 _FIELDS = Struct("100s 8s 16x 12s 20x 1s 100s 88x 155s 12x").unpack_from
 
-_PREFIX = STORE_DIRECTORY.lstrip("/").encode() + b"/"
+_PREFIX = STORE.lstrip(b"/") + b"/"
 
 _LENGTH = Struct("<Q").pack
 
@@ -343,7 +344,8 @@ def stored_nar(info: PathInfo) -> bytes:
     """
     writer = NarWriter(info, "the Nix store")
     archive = Archive(writer.add)
-    add_store_paths(archive, (info,))
+    with LocalStore() as store:
+        store.add(archive, info)
     writer.add(archive.end())
     return writer.end()
 

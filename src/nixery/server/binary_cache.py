@@ -15,7 +15,8 @@ from contextlib import aclosing
 from functools import partial
 
 from nixery.access.policy import current_access
-from nixery.builds.cache_signing import CacheKeys, base_32
+from nixery.binary_caches.narinfo import encode_base32
+from nixery.builds.cache_signing import CacheKeys
 from nixery.builds.served_paths import ImageOfPath, ServedPaths
 from nixery.builds.slots import Share, Slots
 from nixery.caching import LRUCache, SingleFlight
@@ -44,8 +45,12 @@ PREFIX = "/nix-cache/"
 # Lower than that of public caches, which is 40 or less: Nix asks caches with small numbers first.
 _PRIORITY = 50
 
-_NARINFO = re.compile(r"([0-9abcdfghijklmnpqrsvwxyz]{32})\.narinfo", re.ASCII)
-_NAR = re.compile(r"nar/([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-f]{64})\.nar", re.ASCII)
+_HASH = "[0-9abcdfghijklmnpqrsvwxyz]{32}"
+_ROUTE = re.compile(
+    rf"{PREFIX}(?:(?P<information>nix-cache-info)|(?P<key>public-key)|(?P<hash>{_HASH})\.narinfo|"
+    rf"nar/(?P<path>{_HASH})-(?P<nar>[0-9a-f]{{64}})\.nar)",
+    re.ASCII,
+)
 
 # Images with a path that are tried: those that were deleted a moment ago have lost it.
 _MOST_TRIED = 16
@@ -117,19 +122,19 @@ class BinaryCache:
         if request.method not in ("GET", "HEAD"):
             message = "this binary cache is read-only: use GET or HEAD"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
-        name = request.path.removeprefix(PREFIX)
+        match = _ROUTE.fullmatch(request.path)
+        if match is None:
+            return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
         try:
-            if match := _NARINFO.fullmatch(name):
-                return await self.narinfo(match[1])
-            if match := _NAR.fullmatch(name):
-                return await self.nar(request, match[1], match[2])
-            if name == "nix-cache-info":
+            if match["information"]:
                 return self.information()
-            if name == "public-key":
+            if match["key"]:
                 return await self.public_key()
+            if match["hash"]:
+                return await self.narinfo(match["hash"])
+            return await self.nar(request, match["path"], match["nar"])
         except NixeryError as error:
             return error_response(error)
-        return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
 
     def information(self) -> Response:
         """Describe the cache."""
@@ -276,7 +281,7 @@ class BinaryCache:
 
 
 def _narinfo(info: PathInfo, digits: str, signatures: list[str]) -> str:
-    nar_hash = f"sha256:{base_32(bytes.fromhex(info.nar_hash))}"
+    nar_hash = f"sha256:{encode_base32(bytes.fromhex(info.nar_hash))}"
     own = (info.path,) if info.refers_to_itself else ()
     references = " ".join(path.base_name for path in sorted((*info.references, *own)))
     deriver = [f"Deriver: {info.deriver.rpartition('/')[2]}"] if info.deriver else []

@@ -12,6 +12,7 @@ from nixery.errors import (
     LONGEST_MESSAGE,
     AccessDenied,
     AnswerTooLarge,
+    BinaryCacheFailed,
     BlobUnknown,
     BlobVerificationFailed,
     BuildDeadlineExceeded,
@@ -27,6 +28,7 @@ from nixery.errors import (
     LoginRequired,
     ManifestUnknown,
     NameUnknown,
+    NarRefused,
     NixeryError,
     NixStoreFull,
     NixTimedOut,
@@ -84,6 +86,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
+    BinaryCacheFailed: (503, "UNKNOWN"),
+    # A binary cache. As for a failed build: people have to see the message.
+    NarRefused: (422, "MANIFEST_UNKNOWN"),
     # Nix. As for a failed build: clients show nothing of a 504 but its number.
     NixTimedOut: (422, "MANIFEST_UNKNOWN"),
     BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),

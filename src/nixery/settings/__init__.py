@@ -403,6 +403,11 @@ class SourceSettings(_Group):
     """
     optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
     """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
+    substitute: Literal["direct", "nix"] = Field("nix", alias="NIXERY_SUBSTITUTE")
+    """Who reads binary caches (Nix's `substituters`): `nix` fetches store paths into the Nix store; `direct` makes
+    layers of what the caches send, without a store, and fetches nothing for layers that are stored already.
+    Images are the same to the byte.
+    """
     index: bool = Field(True, alias="NIXERY_INDEX")
     """Whether the server evaluates all packages of the states that its tags stand for, in the background.
     With `0`, searches know names alone, and every first request for a package waits for its evaluation.

@@ -100,6 +100,8 @@ USES = "uses"
 COLLECTIONS = "collections"
 API_TOKENS = "api-tokens"
 API_TOKEN_USES = "api-token-uses"  # noqa: S105 -- a kind
+SUBSTITUTED_CLOSURES = "substituted-closures"
+NAR_LISTINGS = "nar-listings"
 # Of storages of version 1 (nixery.storage.catalogue).
 TAGS = "tags"
 
@@ -131,6 +133,10 @@ KINDS: Mapping[str, RecordKind] = {
     COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
     # Cannot be made again: exempt from the bounds of number and age, which `access.api_tokens` enforces.
     API_TOKENS: RecordKind(32 * _KIB, 5000, 3650 * _DAY, commas=2000, leads_to_blobs=True),
+    # What binary caches have said of the closure of a store path; by the hash of the path.
+    SUBSTITUTED_CLOSURES: RecordKind(4 * _MIB, 50_000, 365 * _DAY),
+    # The names in a store path; by the hash of its NAR.
+    NAR_LISTINGS: RecordKind(8 * _MIB, 250_000, 365 * _DAY),
     # By their times, the last uses of tokens.
     API_TOKEN_USES: RecordKind(64, 10_000, 3650 * _DAY, leads_to_blobs=True),
 }

@@ -21,9 +21,10 @@ from nixery.closure import PathInfo, StorePath
 from nixery.errors import StorageError
 from nixery.packing.archive import Archive
 from nixery.packing.compression import compression
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 from nixery.packing.nar_writer import PIECE, NarWriter, stored_nar
 from nixery.packing.packer import LayerPacker
-from nixery.packing.store_tree import add_store_paths
 
 HASH = "0" * 32
 OURS = StorePath(f"{HASH}-ours")
@@ -81,16 +82,15 @@ def packed(trees: Mapping[StorePath, Node], method: str = "gzip") -> bytes:
             write(tree, f"{directory}/{path.base_name}".encode())
         infos = [info_of(nar(tree), path) for path, tree in trees.items()]
         packer = LayerPacker(compression("zstd" if method == "zstd" else "gzip"))
-        packer.pack(
-            lambda archive: add_store_paths(archive, infos, directory.encode()), written, lambda: None
-        )
+        with LocalStore(directory.encode()) as store:
+            packer.pack(lambda archive: add_store_paths(archive, infos, store), written, lambda: None)
     return written.getvalue()
 
 
 def converted(info: PathInfo, layer: bytes, size: int = 1 << 18) -> list[bytes]:
     """Convert a layer that arrives in chunks of a size."""
     writer = NarWriter(info, "a layer")
-    pieces = []
+    pieces: list[bytes] = []
     for start in range(0, len(layer), size):
         pieces += writer.add_compressed(layer[start : start + size])
         if writer.is_complete:
@@ -268,7 +268,7 @@ def test_a_path_that_this_machine_does_not_have() -> None:
 
 def test_names_that_need_extended_headers() -> None:
     long = b"n" * 250
-    tree = {long: {long: {long: (b"content", True)}, b"link": b"t" * 4000}}
+    tree: Node = {long: {long: {long: (b"content", True)}, b"link": b"t" * 4000}}
     assert b"".join(converted(info_of(nar(tree)), packed({OURS: tree}))) == nar(tree)
 
 

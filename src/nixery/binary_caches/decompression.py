@@ -1,0 +1,117 @@
+"""Decompression of NARs as streams: whatever a cache sends, the memory for it is bounded."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import zstandard
+from isal import igzip_lib
+
+from nixery.binary_caches.narinfo import Compression
+
+# Bytes of the longest piece.
+PIECE = 256 * 1024
+
+# Bytes. The largest window of `zstd` without --ultra is 8 MiB, with --long 128 MiB; `xz -9` needs 65 MiB.
+_LARGEST_WINDOW = 128 * 1024 * 1024
+_XZ_MEMORY = 80 * 1024 * 1024
+
+# The types of isal take the class for an instance.
+_ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+
+
+class _Decompressor(Protocol):
+    """What Python's decompressors have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+def decompressed(compression: Compression, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress a stream of one or several members; yields no empty piece, and none above ``PIECE``.
+
+    Raises:
+        ValueError: on reading, it cannot be decompressed.
+    """
+    match compression:
+        case "none":
+            return _cut(pieces)
+        case "zstd":
+            return _zstd(pieces)
+        case "xz":
+            return _members(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), pieces)
+        case "bzip2":
+            return _members(bz2.BZ2Decompressor, pieces)
+        case "gzip":
+            return _members(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), pieces)
+
+
+def _cut(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        for start in range(0, len(piece), PIECE):
+            yield piece[start : start + PIECE]
+
+
+class _Reader:
+    """Pieces as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        while not self._rest:
+            try:
+                self._rest = next(self._pieces)
+            except StopIteration:
+                return b""
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+def _zstd(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    # The binding takes any object with `read`.
+    reader: zstandard.ZstdDecompressionReader = zstandard.ZstdDecompressor(
+        max_window_size=_LARGEST_WINDOW
+    ).stream_reader(_Reader(pieces), read_size=PIECE, read_across_frames=True)  # type: ignore[arg-type]
+    while True:
+        try:
+            piece = reader.read(PIECE)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"cannot be decompressed: {error}") from error
+        if not piece:
+            return
+        yield piece
+
+
+def _members(start: Callable[[], _Decompressor], pieces: Iterator[bytes]) -> Iterator[bytes]:
+    decompressor, between = start(), False
+    for data in pieces:
+        rest: bytes | None = data
+        while rest is not None:
+            if between:
+                # xz pads members with zeros.
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    break
+                decompressor, between = start(), False
+            try:
+                piece = decompressor.decompress(rest, PIECE)
+            except (lzma.LZMAError, _ISAL_ERROR, OSError) as error:
+                raise ValueError(f"cannot be decompressed: {error}") from error
+            if piece:
+                yield piece
+            if decompressor.eof:
+                between, rest = True, decompressor.unused_data
+            else:
+                rest = None if decompressor.needs_input else b""
+    if not between:
+        raise ValueError("is cut off")

@@ -1,0 +1,315 @@
+"""What is in a store path: names, types, sizes and targets, and the few contents that root file systems need.
+
+A listing stands for a store path that is not on this machine. It is compact: as text, one entry of a directory takes
+its name and some ten bytes, and only the directories that are read become objects.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import struct
+from collections.abc import ItemsView, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import zstandard
+
+from nixery.files import LONGEST_NAME, LONGEST_PATH
+from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE, Name
+
+# Limits of a listing: its names, the bytes of its text, and those of the contents that it keeps. The largest of
+# Debian's packages, with 120,000 names, has 6 MB of text.
+MOST_NAMES = 1 << 20
+MOST_BYTES = 1 << 26
+MOST_KEPT = 1 << 22
+
+# Bytes that a kept content counts for beside its own and those of its name.
+KEPT_COST = 128
+
+_FORMAT = b"nixery listing 1\n"
+
+# After the format: directories, files whose contents are kept, bytes of the root's entry.
+_HEADER = struct.Struct("<III")
+
+# An entry's text: name, slash, type and what belongs to it, zero. No name contains a slash, and neither names nor
+# targets contain a zero. The types: a plain file and an executable one with their sizes, a symlink with its target,
+# a directory with its number.
+PLAIN, EXECUTABLE, SYMLINK, DIRECTORY = b"r", b"x", b"l", b"d"
+_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d([0-9]{1,7}))" % LONGEST_PATH
+_ROOT = re.compile(_NODE)
+_ENTRY = re.compile(rb"([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
+
+_RELATIVE = frozenset({b".", b".."})
+
+# Bytes of text up to which a directory is looked up through a dictionary.
+_SMALL = 1 << 12
+
+# Bytes of a listing of a binary cache (``.ls``), which take ten times as much in memory.
+_LARGEST_JSON = 1 << 24
+
+
+class Node(NamedTuple):
+    """A file of a listing.
+
+    Attributes:
+        mode: its type and permissions (``st_mode``).
+        size: of a regular file, in bytes; else 0.
+        target: of a symlink; else empty.
+        directory: the number of a directory; else ``None``.
+    """
+
+    mode: int
+    size: int = 0
+    target: bytes = b""
+    directory: int | None = None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read a node as the text of a listing has it, which must be valid."""
+        kind, rest = text[:1], text[1:]
+        if kind == SYMLINK:
+            return cls(stat.S_IFLNK | 0o777, target=rest)
+        if kind == DIRECTORY:
+            return cls(stat.S_IFDIR | DIRECTORY_MODE, directory=int(rest))
+        return cls(stat.S_IFREG | (PLAIN_MODE if kind == PLAIN else EXECUTABLE_MODE), size=int(rest))
+
+
+class Directory:
+    """A directory of a listing.
+
+    Args:
+        text: as a listing has it, valid.
+    """
+
+    __slots__ = ("_nodes", "_text")
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        # A dictionary takes several times the text: a directory of a million names does without.
+        self._nodes = dict(self._items()) if len(text) <= _SMALL else None
+
+    def find(self, name: bytes) -> Node | None:
+        """Return the file with a name; ``None`` if there is none."""
+        node = self._nodes.get(name) if self._nodes is not None else self._search(name)
+        return None if node is None else Node.parse(node)
+
+    def names(self) -> Iterator[Name]:
+        """List it, in the order of bytes."""
+        for name, node in self._items():
+            yield Name(name, node.startswith(DIRECTORY))
+
+    def _search(self, name: bytes) -> bytes | None:
+        text = self._text
+        low, high = 0, len(text)
+        while low < high:
+            # The entry that the byte in the middle belongs to.
+            start = text.rfind(b"\0", low, (low + high) // 2) + 1 or low
+            slash = text.index(b"/", start)
+            found, end = text[start:slash], text.index(b"\0", slash)
+            if found == name:
+                return text[slash + 1 : end]
+            if found < name:
+                low = end + 1
+            else:
+                high = start
+        return None
+
+    def _items(self) -> Iterator[tuple[bytes, bytes]]:
+        start, text = 0, self._text
+        while start < len(text):
+            slash = text.index(b"/", start)
+            end = text.index(b"\0", slash)
+            yield text[start:slash], text[slash + 1 : end]
+            start = end + 1
+
+
+class Kept:
+    """Contents of files, or their beginnings, up to a limit for all of them together.
+
+    Args:
+        room: bytes; a name counts, too.
+    """
+
+    __slots__ = ("_contents", "_room")
+
+    def __init__(self, room: int = MOST_KEPT) -> None:
+        self._room = room
+        self._contents: dict[bytes, bytes] = {}
+
+    def get(self, name: bytes) -> bytes | None:
+        """Return what is kept of a file; ``None`` if nothing is."""
+        return self._contents.get(name)
+
+    def add(self, name: bytes, content: bytes) -> None:
+        """Keep a content, in place of another one of the file, if there is room for it."""
+        room = self._room - len(name) - len(content) - KEPT_COST
+        if room >= 0:
+            self._room = room
+            self._contents[name] = content
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """The contents by name."""
+        return self._contents.items()
+
+
+class Listing:
+    """The listing of a store path. Names are relative to it; the empty name is the store path itself.
+
+    Args:
+        root: the node of the store path, as in the text of an entry.
+        directories: the text of each directory by its number. A directory has a larger number than those in it.
+        kept: contents by name.
+
+    Attributes:
+        root: the store path itself.
+        kept: as above.
+    """
+
+    __slots__ = ("_directories", "_root", "kept", "root")
+
+    def __init__(self, root: bytes, directories: Sequence[bytes], kept: Kept) -> None:
+        self._root = root
+        self.root = Node.parse(root)
+        self._directories = directories
+        self.kept = kept
+
+    def directory(self, name: bytes) -> Directory:
+        """Return a directory.
+
+        Raises:
+            OSError: there is none with the name: ``ENOENT``, ``ENOTDIR`` or ``ELOOP``.
+        """
+        node: Node | None = self.root
+        for component in name.split(b"/") if name else ():
+            node = self._of(node).find(component)
+        return self._of(node)
+
+    def _of(self, node: Node | None) -> Directory:
+        if node is None or node.directory is None:
+            kind = errno.ENOENT if node is None else errno.ELOOP if stat.S_ISLNK(node.mode) else errno.ENOTDIR
+            raise OSError(kind, os.strerror(kind))
+        return Directory(self._directories[node.directory])
+
+    def encode(self) -> bytes:
+        """Return the listing as a record."""
+        # Another thread may keep a content meanwhile.
+        kept = list(self.kept.items())
+        parts = [*self._directories, *(part for item in kept for part in item)]
+        header = _HEADER.pack(len(self._directories), len(kept), len(self._root))
+        sizes = struct.pack(f"<{len(parts)}I", *map(len, parts))
+        record = b"".join((_FORMAT, header, sizes, self._root, *parts))
+        return zstandard.ZstdCompressor(write_checksum=True).compress(record)
+
+    @classmethod
+    def decode(cls, record: bytes) -> Self:
+        """Read a record, which may be torn or forged.
+
+        Raises:
+            ValueError: it is not a listing, or exceeds the limits.
+        """
+        text = _decompressed(record)
+        if not text.startswith(_FORMAT):
+            raise ValueError("not a listing of this version")
+        try:
+            directories, kept, root_size = _HEADER.unpack_from(text, len(_FORMAT))
+            start = len(_FORMAT) + _HEADER.size
+            count = directories + 2 * kept
+            if 4 * count > len(text):
+                raise ValueError("a listing is torn")
+            sizes = (root_size, *struct.unpack_from(f"<{count}I", text, start))
+        except struct.error as error:
+            raise ValueError("a listing is torn") from error
+        start += 4 * count
+        parts = []
+        for size in sizes:
+            parts.append(text[start : start + size])
+            start += size
+        if start != len(text):
+            raise ValueError("a listing is torn")
+        root, *rest = parts
+        _require_valid(root, rest[:directories])
+        contents = Kept()
+        for name, content in zip(rest[directories::2], rest[directories + 1 :: 2], strict=True):
+            contents.add(name, content)
+        return cls(root, rest[:directories], contents)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Read the listing that a binary cache has beside a narinfo (``<hash>.ls``, version 1).
+
+        Nothing signs it: it is as trustworthy as the cache itself. It has no contents, and a cache cannot write names
+        that are not UTF-8.
+
+        Raises:
+            ValueError: it is not such a listing, or exceeds the limits.
+        """
+        if len(content) > _LARGEST_JSON:
+            raise ValueError(f"a cache's listing has more than {_LARGEST_JSON:,} bytes")
+        try:
+            document = json.loads(content)
+        except RecursionError:
+            raise ValueError("a cache's listing has too many directories within each other") from None
+        if not isinstance(document, dict) or document.get("version") != 1:
+            raise ValueError("a cache's listing is not of version 1")
+        root, directories = _from_json(document.get("root"))
+        _require_valid(root, directories)
+        return cls(root, directories, Kept())
+
+
+def _decompressed(record: bytes) -> bytes:
+    try:
+        # A frame may claim any size, for which memory would be reserved.
+        size = zstandard.frame_content_size(record)
+        if not 0 <= size <= MOST_BYTES + MOST_KEPT + 8 * MOST_NAMES:
+            raise ValueError("a listing exceeds its limits")
+        text = zstandard.ZstdDecompressor().decompress(record)
+    except zstandard.ZstdError as error:
+        raise ValueError("a listing is torn") from error
+    return text
+
+
+def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
+    match = _ROOT.fullmatch(root)
+    if match is None or int(match[1] or 0) >= max(1, len(directories)) + (match[1] is None):
+        raise ValueError("a listing's root is not valid")
+    if sum(map(len, directories)) > MOST_BYTES:
+        raise ValueError("a listing exceeds its limits")
+    count = 0
+    for number, text in enumerate(directories):
+        entries = _ENTRY.findall(text)
+        names = [name for name, _ in entries]
+        # The expression skips what it does not match.
+        size = sum(map(len, _ENTRY.split(text)[:: _ENTRY.groups + 1]))
+        count += len(names)
+        if size or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
+            raise ValueError("a listing has an entry that is not valid")
+        if any(map(bytes.__ge__, names, names[1:])):
+            raise ValueError("a listing's names are not sorted")
+        # Smaller numbers only, so that no directory contains itself.
+        if any(int(child) >= number for _, child in entries if child):
+            raise ValueError("a listing's directories are not in order")
+
+
+def _from_json(root: Any) -> tuple[bytes, list[bytes]]:  # noqa: ANN401 -- JSON is anything
+    directories: list[bytes] = []
+
+    def node(value: Any) -> bytes:  # noqa: ANN401
+        match value:
+            case {"type": "regular", "size": int(size)}:
+                return (EXECUTABLE if value.get("executable") is True else PLAIN) + b"%d" % size
+            case {"type": "symlink", "target": str(target)}:
+                return SYMLINK + target.encode()
+            case {"type": "directory", "entries": dict(entries)}:
+                children = sorted((name.encode(), child) for name, child in entries.items())
+                text = b"".join(name + b"/" + node(child) + b"\0" for name, child in children)
+                directories.append(text)
+                return DIRECTORY + b"%d" % (len(directories) - 1)
+        raise ValueError("a cache's listing has an entry that is not valid")
+
+    try:
+        return node(root), directories
+    except RecursionError:
+        raise ValueError("a cache's listing has too many directories within each other") from None
