@@ -144,9 +144,29 @@ def test_a_changed_layer_is_never_a_wrong_path(
                 store.fetch(path)
             assert not store.has(path)
         # All of a small NAR is compared before its status is sent.
-        answer = server.client.get(f"/nix-cache/{narinfo(server, path)['URL']}")
+        answer = server.client.get(f"/nix-cache/{narinfo(server, path_of(server, 'hello'))['URL']}")
         assert (answer.status, answer.error["code"]) == (500, "UNKNOWN")
         assert "cannot make the NAR of" in answer.error["message"]
+
+
+@pytest.mark.security
+def test_a_path_that_was_changed_in_the_store_comes_from_its_layer(
+    private: PrivateNix, tmp_path: Path, second_store: MakeStore
+) -> None:
+    settings = {
+        **private.environment(),
+        "NIXERY_PKGS_PATH": str(PACKAGE_SETS),
+        "NIXERY_SERVE_CACHE": "1",
+    }
+    with running_server(tmp_path / "server", settings, launcher=private.launcher) as server:
+        server.client.digest("hello")
+        path = path_of(server, "hello")
+        program = private.directory / path.removeprefix("/") / "bin" / "hello"
+        program.chmod(0o755)
+        program.write_text("#!/bin/sh\necho changed\n")
+        store = second_store(server)
+        store.fetch(path)
+        assert store.nar_hash(path) == registered_paths(server.storage)[path]["nar_hash"]
 
 
 @pytest.mark.security
