@@ -130,7 +130,7 @@ class Provider:
             if self._substitution is None or not remote:
                 yield Provision(whole, local or stack.enter_context(LocalStore()))
                 return
-            files, names = self._substitution.contents(whole, remote)
+            files, names = stack.enter_context(self._substitution.contents(whole, remote))
             if local is None:
                 yield Provision(whole, files, names)
             else:

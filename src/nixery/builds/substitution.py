@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Annotated, NamedTuple
 
 import zstandard
@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 
 from nixery.binary_caches.client import BinaryCaches
 from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo
+from nixery.binary_caches.read_ahead import ReadAhead
 from nixery.caching import LRUCache
 from nixery.closure import Closure, StorePath
 from nixery.errors import AnswerTooLarge, StorageError
@@ -94,13 +95,18 @@ class Substitution:
         """Say why the caches do not have the closure of a path, as a clause."""
         return self._caches.explain(path)
 
-    def contents(self, closure: Closure, narinfos: Mapping[StorePath, NarInfo]) -> SubstitutedContents:
-        """Return the contents of the paths of a closure that come from caches; call it on the event loop."""
+    @contextmanager
+    def contents(
+        self, closure: Closure, narinfos: Mapping[StorePath, NarInfo]
+    ) -> Iterator[SubstitutedContents]:
+        """Provide the contents of the paths of a closure that come from caches, while the context lasts.
+
+        For the event loop; threads use what it yields.
+        """
         names = Names(self, {path: closure[path].nar_hash for path in narinfos})
-        files = NarContents(
-            [closure[path] for path in narinfos], names, lambda path: self._caches.open(narinfos[path])
-        )
-        return SubstitutedContents(files, names)
+        with ReadAhead(lambda path: self._caches.open(narinfos[path])) as nars:
+            files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
+            yield SubstitutedContents(files, names)
 
     async def listing(self, nar_hash: str) -> Listing | None:
         """Return the names of a store path; ``None`` if nobody has read its NAR yet."""

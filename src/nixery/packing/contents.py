@@ -6,7 +6,7 @@ local Nix store (``LocalStore``) or come from a binary cache (``NarContents``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from nixery.closure import STORE_DIRECTORY, PathInfo
@@ -31,6 +31,10 @@ class StoreContents(Protocol):
     Names are bytes, relative to the store directory and without ``.`` or ``..``: ``<hash>-<name>/bin/ls``. No
     symlink in a name is followed.
     """
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Prepare for ``add`` of these store paths, in this order, by this thread."""
+        ...
 
     def add(self, archive: Archive, info: PathInfo) -> None:
         """Append a store path to an archive; names within a directory are sorted by bytes.
@@ -67,7 +71,7 @@ class StoreContents(Protocol):
         ...
 
 
-def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: StoreContents) -> None:
+def add_store_paths(archive: Archive, paths: Sequence[PathInfo], contents: StoreContents) -> None:
     """Append store paths in the given order, after the directories above them.
 
     Args:
@@ -85,6 +89,7 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], contents: Store
     for component in STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
         archive.directory(above)
+    contents.expect(paths)
     for path in paths:
         contents.add(archive, path)
 
@@ -102,6 +107,12 @@ class JoinedContents:
         self._first = first
         self._names = names
         self._second = second
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Prepare for ``add`` of these store paths."""
+        paths = list(paths)
+        for contents in (self._first, self._second):
+            contents.expect(path for path in paths if self._having(path.path.base_name.encode()) is contents)
 
     def add(self, archive: Archive, info: PathInfo) -> None:
         """Append a store path."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from types import TracebackType
 from typing import Self
@@ -67,6 +67,9 @@ class LocalStore:
             self._beneath = Beneath(store, emulated=emulated)
         except OSError as error:
             raise unreadable(store, error) from error
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Do nothing: the kernel reads ahead."""
 
     def add(self, archive: Archive, info: PathInfo) -> None:
         """Append a store path.

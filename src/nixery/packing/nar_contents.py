@@ -33,16 +33,26 @@ class NarContents:
         listings: those that are known. ``add`` and look-ups add the others as soon as their NAR is verified.
         open_nar: gives the NAR of a store path. Its context is left before the next one of the thread is entered, with
             the error if the NAR is refused.
+        fetch_ahead: told which store paths will be opened next.
     """
 
     def __init__(
-        self, closure: Iterable[PathInfo], listings: MutableMapping[StorePath, Listing], open_nar: OpenNar
+        self,
+        closure: Iterable[PathInfo],
+        listings: MutableMapping[StorePath, Listing],
+        open_nar: OpenNar,
+        fetch_ahead: Callable[[Iterable[StorePath]], None] = lambda _: None,
     ) -> None:
         self._infos = {info.path.base_name.encode(): info for info in closure}
         self._listings = listings
         self._open_nar = open_nar
+        self._fetch_ahead = fetch_ahead
         self._locks = {info.path: Lock() for info in self._infos.values()}
         self._directories: dict[bytes, Directory] = {}
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Fetch the NARs of store paths in advance."""
+        self._fetch_ahead(info.path for info in paths)
 
     def add(self, archive: Archive, info: PathInfo) -> None:
         """Append a store path, from its NAR.
