@@ -242,6 +242,23 @@ def test_paths_of_a_deleted_image_are_unknown(start_server: StartServer) -> None
     assert narinfo(server, path)["StorePath"] == path
 
 
+def test_a_server_with_an_empty_store_makes_the_same_images_from_another_server(
+    start_server: StartServer, private: PrivateNix, settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    server = start_server(NIXERY_SERVE_CACHE="1")
+    names = ["hello", "diamond/outputs", "symlinks/executables", "selfreference"]
+    digests = {name: server.client.digest(name) for name in names}
+    configuration = private.directory / "etc" / "nix.conf"
+    url = f"http://{HOST}:{server.port}/nix-cache"
+    text = configuration.read_text().replace("substituters =\n", f"substituters = {url}\n")
+    configuration.write_text(f"{text}trusted-public-keys = {public_key(server)}\n")
+    given = {**settings, **private.environment(), "NIXERY_SUBSTITUTE": "direct"}
+    with running_server(tmp_path / "other", given, launcher=private.launcher) as other:
+        assert {name: other.client.digest(name) for name in names} == digests
+    store = {path.name for path in (private.directory / "nix" / "store").iterdir()}
+    assert not store & {path.removeprefix("/nix/store/") for path in registered_paths(server.storage)}
+
+
 def test_a_key_from_a_file(start_server: StartServer, second_store: MakeStore, tmp_path: Path) -> None:
     secret, public = tmp_path / "secret", tmp_path / "public"
     subprocess.run(

@@ -240,8 +240,9 @@ class _HTTP:
         context = ssl.create_default_context()
         if authorities:
             context.load_verify_locations(cadata=authorities.decode())
+        # Without a slash at its end, which obstore would double.
         self._objects = _Objects(
-            HTTPStore.from_url(self._url, client_options=options, retry_config=_retries(patience))
+            HTTPStore.from_url(cache.name, client_options=options, retry_config=_retries(patience))
         )
         self._client = httpx.Client(
             verify=context,
