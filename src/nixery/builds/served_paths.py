@@ -119,7 +119,7 @@ class ServedPaths:
         return _info(closure, digits)
 
     async def read_all(self) -> None:
-        """Read the records in the background; an error is that of the first request, too."""
+        """Read the records before the first request does; log an error, which that request meets again."""
         try:
             await self._listing.run("", self._list)
         except NixeryError as error:
