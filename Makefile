@@ -55,7 +55,7 @@ serve: setup
 
 test:
 	@scripts/setup.sh x86_64-linux aarch64-linux
-	@scripts/install_peers.sh docker-registry=docker-registry
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
 
@@ -100,7 +100,7 @@ acceptance-new:
 # Everything that depends on the version of Nix.
 test-nix:
 	@scripts/setup.sh x86_64-linux aarch64-linux
-	@scripts/install_peers.sh docker-registry=docker-registry
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/integration --junitxml=var/nix/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/nix/tests.xml
 

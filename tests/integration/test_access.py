@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import MANIFEST, Response
+from tests.support.repository import Repository
 from tests.support.server import Server
 
 RULES = """
@@ -266,3 +267,30 @@ def test_without_rules_credentials_are_ignored(start_server: StartServer) -> Non
     assert server.client.get("/v2/", basic("alice", "wrong")).status == 200
     assert manifest(server, "greeting", basic("alice", "wrong")).status == 200
     assert server.client.get("/v2/token").status == 404
+
+
+def test_packages_of_a_tag_are_for_who_may_pull_at_it(
+    tmp_path: Path, start_server: StartServer, access: Path
+) -> None:
+    access.write_text(RULES.replace("who =", 'tags = ["latest"]\nwho ='))
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1.0")
+    repository.git("branch", "private")
+    server = start_server(
+        NIXERY_ACCESS=str(access), NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None, NIXERY_INDEX="1"
+    )
+    for path in (
+        "packages?q=hello&tag=",
+        "packages/hello?tag=",
+        "names?q=hello&tag=",
+        "meta-packages?tag=",
+        "index?tag=",
+    ):
+        shown = server.client.get(f"/api/v1/{path}latest", basic("alice"))
+        assert shown.status == 200, shown
+        for headers in ({}, basic("alice")):
+            hidden = server.client.get(f"/api/v1/{path}private", headers)
+            missing = server.client.get(f"/api/v1/{path}nothing", headers)
+            assert (hidden.status, missing.status) == (404, 404), path
+            assert hidden.body.replace(b"private", b"nothing") == missing.body
+    assert '"reference": "private"' not in server.log

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from nixery.access.api_tokens import read_api_token
 from nixery.access.registry_tokens import read_signing_key
+from nixery.access.shared_usage import read_usage
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.cache_signing import CacheKey
 from nixery.builds.evaluation_cache import EVALUATED
@@ -47,6 +48,7 @@ from nixery.storage.records import (
     PACKAGE_DETAILS,
     PACKAGES,
     PINS,
+    QUOTA_USAGE,
     REFERRERS,
     SIGNING_KEYS,
     TAGS,
@@ -136,6 +138,7 @@ CHECKS: Mapping[str, Check] = {
     SIGNING_KEYS: _readable(read_signing_key),
     CACHE_KEYS: _readable(CacheKey.parse),
     API_TOKEN_USES: lambda content: content == b"{}",
+    QUOTA_USAGE: _readable(read_usage),
 }
 
 

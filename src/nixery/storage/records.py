@@ -100,6 +100,7 @@ USES = "uses"
 COLLECTIONS = "collections"
 API_TOKENS = "api-tokens"
 API_TOKEN_USES = "api-token-uses"  # noqa: S105 -- a kind
+QUOTA_USAGE = "quota-usage"
 SUBSTITUTED_CLOSURES = "substituted-closures"
 NAR_LISTINGS = "nar-listings"
 # Of storages of version 1 (nixery.storage.catalogue).
@@ -139,6 +140,8 @@ KINDS: Mapping[str, RecordKind] = {
     NAR_LISTINGS: RecordKind(8 * _MIB, 250_000, 365 * _DAY),
     # By their times, the last uses of tokens.
     API_TOKEN_USES: RecordKind(64, 10_000, 3650 * _DAY, leads_to_blobs=True),
+    # Of each server that had something built within a day.
+    QUOTA_USAGE: RecordKind(256 * _KIB, 1000, _DAY, commas=10_000, leads_to_blobs=True),
 }
 
 
