@@ -289,7 +289,7 @@ def test_a_file_without_a_key(settings: Mapping[str, str], tmp_path: Path) -> No
     nixery = CommandLine(given, tmp_path)
     assert wrong in nixery("serve", status=2).stderr
     (found,) = (
-        one for one in json.loads(nixery("check", "--json", status=1).stdout) if one["what"] == "cache"
+        one for one in json.loads(nixery("check", "--json", status=1).stdout) if one["what"] == "signing"
     )
     assert (found["right"], wrong in found["found"]) == (False, True)
 
@@ -338,5 +338,5 @@ def test_check_names_the_public_key(
     key = public_key(server)
     given = {**settings, "NIXERY_SERVE_CACHE": "1", "STORAGE_PATH": str(server.storage)}
     findings = json.loads(CommandLine(given, tmp_path)("check", "--json").stdout)
-    (found,) = (finding for finding in findings if finding["what"] == "cache")
-    assert (found["right"], found["found"]) == (True, f"its public key is {key}")
+    (found,) = (finding for finding in findings if finding["what"] == "signing")
+    assert (found["right"], found["found"]) == (True, f"the public key of its binary cache is {key}")

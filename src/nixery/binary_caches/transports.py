@@ -227,23 +227,7 @@ class _HTTP:
         headers = {"Accept-Encoding": "identity"}
         if cache.login is not None:
             headers["Authorization"] = f"Basic {b64encode(':'.join(cache.login).encode()).decode()}"
-<<<<<<< HEAD
-        options = _client_options(patience)
-        # Also of redirects.
-        options["allow_http"] = not self._secure
-        options["default_headers"] = headers
-        if authorities:
-            options["root_certificate"] = authorities
-        context = ssl.create_default_context()
-        if authorities:
-            context.load_verify_locations(cadata=authorities.decode())
-        # Without a slash at its end, which obstore would double.
-        self._objects = _Objects(
-            HTTPStore.from_url(cache.name, client_options=options, retry_config=_retries(patience))
-        )
-=======
         context = _tls(authorities)
->>>>>>> main
         self._client = httpx.Client(
             verify=context,
             headers=headers,

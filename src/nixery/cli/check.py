@@ -242,7 +242,7 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
         yield _sandbox(settings)
     yield storage
     if settings.serve_cache and storage.right:
-        yield _cache(settings)
+        yield _signing(settings)
     if nix.right and storage.right:
         shown.begin("evaluating the package source")
         configuration = settings.package_configuration
@@ -340,8 +340,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
         )
 
 
-<<<<<<< HEAD
-def _cache(settings: Settings) -> Finding:
+def _signing(settings: Settings) -> Finding:
     import asyncio
 
     from nixery.builds.cache_signing import read_cache_key, shared_keys
@@ -356,12 +355,13 @@ def _cache(settings: Settings) -> Finding:
             public = keys[min(keys)].public if keys else ""
     except (SettingsError, StorageError) as error:
         return Finding(
-            "cache", False, str(error), "docs/reference/settings.md describes NIXERY_CACHE_KEY_FILE"
+            "signing", False, str(error), "docs/reference/settings.md describes NIXERY_CACHE_KEY_FILE"
         )
     if not public:
-        return Finding("cache", right=True, found="the first request for its public key makes a key")
-    return Finding("cache", right=True, found=f"its public key is {public}")
-=======
+        return Finding("signing", right=True, found="the first request to its binary cache makes a key")
+    return Finding("signing", right=True, found=f"the public key of its binary cache is {public}")
+
+
 def _binary_caches(settings: Settings) -> Iterator[Finding]:
     import asyncio
 
@@ -398,7 +398,6 @@ async def _states(caches: BinaryCaches, paths: Sequence[StorePath]) -> Sequence[
         return await caches.states(paths)
     finally:
         await caches.close()
->>>>>>> main
 
 
 def _sandbox(settings: Settings) -> Finding:

@@ -53,11 +53,7 @@ def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
     Raises:
         UnsafeContents: the name is a whiteout; ``symlink`` and ``file`` raise it, too.
     """
-<<<<<<< HEAD
-    return _header(name + b"/", mode, 0, DIRECTORY, owner=owner)
-=======
-    return _header(name + b"/", mode, 0, b"5", b"", owner)
->>>>>>> main
+    return _header(name + b"/", mode, 0, DIRECTORY, b"", owner)
 
 
 def symlink(name: bytes, target: bytes) -> bytes:
@@ -67,11 +63,7 @@ def symlink(name: bytes, target: bytes) -> bytes:
 
 def file(name: bytes, mode: int, size: int, owner: tuple[int, int] = _ROOT) -> bytes:
     """Return the header blocks of a file; its content follows, padded to whole blocks."""
-<<<<<<< HEAD
-    return _header(name, mode, size, FILE, owner=owner)
-=======
-    return _header(name, mode, size, b"0", b"", owner)
->>>>>>> main
+    return _header(name, mode, size, FILE, b"", owner)
 
 
 def padding(size: int) -> bytes:

@@ -25,11 +25,8 @@ from nixery.storage.records import (
 COPIED = tuple(
     kind
     for kind in KINDS
-<<<<<<< HEAD
-    if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS, CACHE_KEYS}
-=======
-    if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS, QUOTA_USAGE}
->>>>>>> main
+    if kind
+    not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS, CACHE_KEYS, QUOTA_USAGE}
 )
 
 # Copied on demand: a copy that runs again would restore tokens that were revoked in the target, and a copy for tests
