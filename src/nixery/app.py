@@ -61,6 +61,7 @@ from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
 from nixery.server.binary_cache import PREFIX as CACHE_PREFIX
 from nixery.server.binary_cache import BinaryCache
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import Clients
 from nixery.server.health import Health
 from nixery.server.http import AnswerWriter, Handler
@@ -117,6 +118,7 @@ class Components:
         admin: the listener for health and metrics.
         images: builds images, or finds them.
         blobs: the content of images.
+        closures: the store paths of images.
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
@@ -131,6 +133,7 @@ class Components:
     admin: Application
     images: Images
     blobs: BlobStore
+    closures: ImageClosures
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
@@ -304,12 +307,20 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         audit=audit,
     )
     cache_of_paths = _binary_cache(settings, resources, closures, storage, small_blobs, leases, permissions)
+    private = settings.admin_port is None and (resources.address is None or is_loopback(resources.address))
+    published = PublishedBuilds(
+        history,
+        FollowerBounds(settings.max_followers, settings.max_followers_per_client),
+        public=settings.public_builds,
+    )
+    cancellation = BuildCancellation(builds, published, audit, private=private)
     below, pages = _pages(
         settings,
         resources,
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history, closures),
-        history,
+        published,
+        cancellation,
         images,
         catalogue,
         cache_of_paths,
@@ -350,17 +361,16 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     application = Application(
         registry.answer,
         observation,
-        health.public_routes(
-            private=settings.admin_port is None
-            and (resources.address is None or is_loopback(resources.address))
-        ),
+        health.public_routes(private=private),
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
         access=access,
         encrypted=settings.tls_certificate is not None,
     )
-    admin = Application(None, observation, health.admin_routes())
+    admin = Application(
+        None, observation, health.admin_routes(), {"/api/v1/builds/": cancellation.answer_operator}
+    )
 
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close()]
@@ -387,6 +397,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             admin,
             images,
             blobs,
+            closures,
             pins,
             evaluator,
             index,
@@ -476,23 +487,29 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     resources: Resources,
     index: PackageIndex,
     descriptions: ImageDescriptions,
-    history: BuildHistory,
+    builds: PublishedBuilds,
+    cancellation: BuildCancellation,
     images: Images,
     catalogue: Catalogue,
     cache: BinaryCache | None,
 ) -> tuple[dict[str, Handler], Pages]:
     """Make the API, the pages and the binary cache, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
-    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
-    published = PublishedBuilds(history, bounds, public=public)
     packages, writer = PublishedPackages(index), AnswerWriter()
     api = Api(
         Packages(packages, writer),
-        Builds(published, images, platforms),
+        Builds(builds, images, cancellation, platforms),
         ImageDocuments(descriptions, platforms, writer, compare=public),
     )
     pages = Pages(
-        published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
+        builds,
+        cancellation,
+        packages,
+        descriptions,
+        PublishedImages(catalogue, public=public),
+        platforms,
+        writer,
+        settings.failure_ttl,
     )
     # The first beginning that matches decides.
     below = {} if cache is None else {CACHE_PREFIX: cache.answer}

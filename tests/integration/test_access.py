@@ -229,6 +229,35 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert b">Log in</a>" in server.client.get(path).body
 
 
+def test_a_list_of_tags_asks_for_credentials_that_show_more(
+    tmp_path: Path, start_server: StartServer, access: Path
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1.0")
+    repository.git("tag", "1.0")
+    access.write_text(RULES.replace('packages = ["greeting"]', 'packages = ["other"]\ntags = ["1.*"]'))
+    server = start_server(NIXERY_ACCESS=str(access), NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=repository.url)
+    for tag in ("1.0", "latest"):
+        assert manifest(server, "other", basic("alice"), tag).status == 200
+    # A pull that everyone may do needs no token.
+    image = server.client.pull("other", "1.0")
+    path = "/v2/other/tags/list"
+    challenge = server.client.get(path)
+    assert challenge.status == 401
+    assert challenge.headers["www-authenticate"].endswith(',scope="repository:other:pull"')
+    anonymous, alice = (
+        server.client.get(path, bearer(token(server, "repository:other:pull", login=login))).json()["tags"]
+        for login in (None, basic("alice"))
+    )
+    assert (anonymous, alice) == (["1.0"], ["1.0", "latest"])
+    # The same for digests: clients with a pinned digest send no credentials unless they are asked for them.
+    for kind in ("manifests", "blobs", "referrers"):
+        missing = f"/v2/other/{kind}/sha256:{'0' * 64}"
+        assert server.client.get(missing).status == 401
+        assert server.client.get(missing, basic("alice")).status == (200 if kind == "referrers" else 404)
+    assert server.client.get(f"/v2/other/manifests/{image.digest}").status == 200
+
+
 def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> None:
     server = start_server(NIXERY_ACCESS=str(access))
     assert manifest(server, "greeting", {}).status == 200

@@ -47,6 +47,7 @@ class Event(StrEnum):
 
     PULLED = "pulled"
     BUILT = "built"
+    CANCELLED = "cancelled"
     REFUSED = "refused"
     LOGIN_FAILED = "login-failed"
     TOKEN_CREATED = "token-created"  # noqa: S105 -- an event
@@ -94,6 +95,17 @@ class AuditLog:
         """Record the answer to a request for an image by tag."""
         self._add(Event.PULLED, name=name, tag=tag, digest=digest)
 
+    def cancelled(self, build: str, name: str, platform: str, tag: str | None) -> None:
+        """Record that a build was cancelled.
+
+        Args:
+            build: its id.
+            name: of the image, without the platform.
+            platform: of the image.
+            tag: that the request for it named; ``None`` if it is unknown.
+        """
+        self._add(Event.CANCELLED, build=build, name=name, platform=platform, tag=tag)
+
     def refused(self, refusal: Refusal) -> None:
         """Record that something was not allowed."""
         self._add(Event.REFUSED, right=refusal.right, name=refusal.name, reason=refusal.reason)
@@ -122,7 +134,7 @@ class AuditLog:
                 Event.BUILT,
                 build.address,
                 build=build.id,
-                name="/".join([*(["shell"] if build.request.shell else []), *build.request.requested]),
+                name=build.request.name,
                 platform=str(build.request.platform),
                 tag=build.tag,
                 digest=str(event.manifest),

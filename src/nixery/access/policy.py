@@ -271,6 +271,33 @@ class Access:
         """Whether the identity has a right over each package of an image, at some tag."""
         return self._rules is None or all(self.allows_package(right, one) for one in names_of(request))
 
+    def others_may_have_more(self, right: Right, request: ImageRequest) -> bool:
+        """Whether a rule gives others a right over an image that this identity does not have at each tag.
+
+        A decision about names, as all others are; ``False`` if that is not known. Some other rule may deny others what
+        this one gives them.
+        """
+        if self._rules is None or self._policy is None:
+            return False
+        names = names_of(request)
+        if all(self._allows_at_each_tag(right, name) for name in names):
+            return False
+        return any(
+            right in rule.may and not rule.is_for(self.identity) and _is_for(rule, _spellings(name))
+            for rule in self._policy.rules
+            for name in names
+        )
+
+    def _allows_at_each_tag(self, right: Right, name: str) -> bool:
+        """Whether the identity has a right over a package at each tag and for each platform; ``False`` in doubt."""
+        for rule in self._rules or ():
+            if _is_for(rule, _spellings(name)):
+                if right not in rule.may:
+                    return False
+                if _is_for_all(rule, None):
+                    return self.allows_package(right, name)
+        return False
+
     def allows_anything(self, right: Right, tag: str | None = None) -> bool:
         """Whether the identity has a right over anything at all, at a tag; ``None`` for some tag."""
         if self._rules is None:
@@ -377,7 +404,7 @@ class Policy:
         """Return what an identity may do. Kept by identity: with its decisions."""
         # Two identities that differ in their claims alone are equal as keys, but not in what they may do.
         found = self._access.get(identity)
-        if found is None or found.identity != identity:
+        if found is None or (found.identity is not identity and found.identity != identity):
             found = Access(identity, self.rules, shows_denials=self.shows_denials, policy=self)
             self._access.put(identity, found, 1)
         return found

@@ -92,7 +92,7 @@ class Directory:
         self._nodes: dict[bytes, bytes] | None = None
         if len(text) <= _SMALL:
             # A node may have slashes in the target of a symlink.
-            self._nodes = dict(entry.split(b"/", 1) for entry in text.split(b"\0")[:-1])  # type: ignore[misc]
+            self._nodes = dict(entry.split(b"/", 1) for entry in text.split(b"\0")[:-1])
 
     def find(self, name: bytes) -> Node | None:
         """Return the file with a name; ``None`` if there is none."""

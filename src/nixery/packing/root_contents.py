@@ -15,6 +15,7 @@ _NAMES = {
     b"etc/": frozenset({b"passwd", b"group", b"os-release"}),
     b"etc/ssl/certs/": frozenset({b"ca-bundle.crt", b"ca-certificates.crt"}),
     b"lib/": frozenset({b"os-release"}),
+    b"nix-support/": frozenset({b"dpkg-status"}),
 }
 _LARGEST = 1 << 20
 

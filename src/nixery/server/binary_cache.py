@@ -21,7 +21,7 @@ from nixery.builds.served_paths import ImageOfPath, ServedPaths
 from nixery.builds.slots import Share, Slots
 from nixery.caching import LRUCache, SingleFlight
 from nixery.closure import STORE_DIRECTORY, PathInfo
-from nixery.errors import NixeryError, StorePathUnknown, TooBusy
+from nixery.errors import LoginRequired, NixeryError, StorePathUnknown, TooBusy
 from nixery.oci.digest import Digest
 from nixery.oci.documents import referenced_blobs
 from nixery.packing.nar_writer import PIECE, NarWriter, stored_nar
@@ -131,7 +131,7 @@ class BinaryCache:
             if match["key"]:
                 return await self.public_key()
             if match["hash"]:
-                return await self.narinfo(match["hash"])
+                return await self.narinfo(request, match["hash"])
             return await self.nar(request, match["path"], match["nar"])
         except NixeryError as error:
             return error_response(error)
@@ -150,7 +150,7 @@ class BinaryCache:
         keys = await self._keys.current()
         return _text(keys[0].public + "\n", "text/plain; charset=utf-8")
 
-    async def narinfo(self, digits: str) -> Response:
+    async def narinfo(self, request: Request, digits: str) -> Response:
         """Answer with what Nix has registered of a path.
 
         Raises:
@@ -159,7 +159,7 @@ class BinaryCache:
             TooBusy: the records are still being read.
             StorageError: the storage cannot be read.
         """
-        info, _ = await self._find(digits)
+        info, _ = await self._find(request, digits)
         signatures = [key.sign(info) for key in await self._keys.current()]
         return _text(_narinfo(info, digits, signatures), "text/x-nix-narinfo")
 
@@ -169,14 +169,14 @@ class BinaryCache:
         Raises:
             StorePathUnknown, LoginRequired, TooBusy, StorageError: as ``narinfo``.
         """
-        info, layer = await self._find(digits, nar_hash)
+        info, layer = await self._find(request, digits, nar_hash)
         etag = f'"{nar_hash}"'
         headers = {"Content-Type": "application/x-nix-nar", "ETag": etag, "Cache-Control": IMMUTABLE}
         if matches(request, etag):
             return NotModified(headers)
         return StreamResponse(200, info.nar_size, partial(self._stream, info, layer), headers)
 
-    async def _find(self, digits: str, nar_hash: str | None = None) -> _NarParts:
+    async def _find(self, request: Request, digits: str, nar_hash: str | None = None) -> _NarParts:
         """Find a path in an image that the client may pull, and the layer that has it.
 
         A derivation may give another result each time, so that two images have a path with different contents.
@@ -187,14 +187,14 @@ class BinaryCache:
             if not names:
                 continue
             tried += 1
-            found = await self._in_image(image, digits, names)
+            found = await self._in_image(request, image, digits, names)
             if found is not None and nar_hash in {None, found[0].nar_hash}:
                 return found
             if tried == _MOST_TRIED:
                 break
         if access.is_restricted and access.identity.is_anonymous:
             # The answer for a path that does not exist, too.
-            raise access.denial("fetch store paths of more images", f"store path {digits}")
+            raise LoginRequired("log in to fetch store paths of more images")
         raise StorePathUnknown(digits)
 
     def _may_pull(self, name: str) -> bool:
@@ -203,7 +203,9 @@ class BinaryCache:
         except NixeryError:
             return False  # of a planted record
 
-    async def _in_image(self, image: ImageOfPath, digits: str, names: list[str]) -> _NarParts | None:
+    async def _in_image(
+        self, request: Request, image: ImageOfPath, digits: str, names: list[str]
+    ) -> _NarParts | None:
         registered = await self._served.info(image.manifest, digits)
         parts = () if registered is None else referenced_blobs(await self._manifest(image.manifest))
         # The first part is the config.
@@ -211,7 +213,7 @@ class BinaryCache:
             return None
         info, number = registered
         layer, size = parts[number]
-        if current_access().is_restricted and not await self._is_allowed(names, layer):
+        if current_access().is_restricted and not await self._is_allowed(request, names, layer):
             return None
         if not self._leases.renew([image.manifest]):
             await self._leases.acquire([image.manifest], (digest for digest, _ in parts))
@@ -223,10 +225,10 @@ class BinaryCache:
         blob = await self._blobs.find_cached(digest) if content is None else None
         return content or (await self._small.read(blob) if blob is not None else None) or b""
 
-    async def _is_allowed(self, names: list[str], layer: Digest) -> bool:
+    async def _is_allowed(self, request: Request, names: list[str], layer: Digest) -> bool:
         for name in names:
             try:
-                await self._permissions.require_digest(name, layer, StorePathUnknown(""))
+                await self._permissions.require_digest(request, name, layer, StorePathUnknown(""))
             except TooBusy:
                 raise
             except NixeryError:

@@ -43,6 +43,9 @@ _PUBLIC_HOST = re.compile(
 )
 _UNKNOWN_HOST = "localhost"
 
+# A host, and a port, that only the machine itself reaches.
+_LOCAL = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::\d+)?", re.ASCII | re.IGNORECASE)
+
 # A valid Host field (RFC 9110, 7.2, and RFC 3986, 3.2): a name or an address, and a port. Repeated fields
 # were joined with a comma, which no DNS name can contain.
 _HOST_FIELD = re.compile(
@@ -143,6 +146,11 @@ def host(request: Request) -> str:
         if _PUBLIC_HOST.fullmatch(name):
             return name
     return _UNKNOWN_HOST
+
+
+def is_local(host: str) -> bool:
+    """Whether only the machine itself reaches a host by this name."""
+    return _LOCAL.fullmatch(host) is not None
 
 
 def is_encrypted(request: Request) -> bool:

@@ -55,7 +55,7 @@ _log = structlog.get_logger("nixery.request")
 class Observed(RequestContext):
     """A request that is being answered. One object with few attributes, since every request makes one."""
 
-    __slots__ = ("_clients", "_disconnect", "_headers", "_watching", "scope", "span", "started")
+    __slots__ = ("_clients", "_disconnect", "_headers", "_identity", "_watching", "scope", "span", "started")
 
     def __init__(self, identity: str, scope: Scope, headers: Mapping[str, str], clients: Clients) -> None:
         self.id = identity
@@ -66,6 +66,7 @@ class Observed(RequestContext):
         self.scope: Scope | None = scope
         self.span: RequestSpan | None = None
         self._client = None
+        self._identity: Identity | None = None
         self._waits = None
         self._headers: Mapping[str, str] | None = headers
         self._disconnect: Callable[[], Awaitable[None]] | None = None
@@ -75,6 +76,9 @@ class Observed(RequestContext):
     @property
     def client(self) -> Client:
         """The client of the request. Computed on demand, since answers from memory do not need it."""
+        if self._client is None and self._identity is not None:
+            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
+            self._client = Client(f"user:{self._identity}")
         if self._client is None:
             if self.scope is None or self._headers is None:
                 return INTERNAL  # background work that no client waits for
@@ -96,8 +100,8 @@ class Observed(RequestContext):
     def identify(self, identity: Identity) -> None:
         """Count the request for somebody who identified themselves, rather than for their address."""
         if not identity.is_anonymous:
-            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
-            self._client = Client(f"user:{identity}")
+            # A client that was asked for before, to check the credentials, is that of the address.
+            self._identity, self._client = identity, None
 
     def watch(self, disconnect: Callable[[], Awaitable[None]]) -> None:
         """Stop waiting when the client resets the stream of the request: its connection stays open.

@@ -73,12 +73,14 @@ class PackageSetSummary:
         since: when this server began to serve that state, in seconds since the epoch.
         name: of the distribution, in its own words; empty if it is unknown.
         progress: of the index; ``None`` before the names are listed.
+        is_only: whether the source has no other state, whatever the tag.
     """
 
     pin: Pin
     since: float
     name: str
     progress: Progress | None
+    is_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,8 @@ class PublishedPackages:
                     facts = await self._index.facts(state.pin)
                 if facts or state.progress.is_complete:
                     self._names = {state.pin: _name_of(facts)}
-        return PackageSetSummary(state.pin, state.since, self._names.get(state.pin, ""), state.progress)
+        name = self._names.get(state.pin, "")
+        return PackageSetSummary(state.pin, state.since, name, state.progress, state.is_only)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
         """Return the meta-packages; ``None`` if the package set is still being listed.

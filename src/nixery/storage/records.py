@@ -124,7 +124,8 @@ KINDS: Mapping[str, RecordKind] = {
     TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
     TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
     REFERRERS: RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
-    IMAGE_NAMES: RecordKind(1 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    # A name, a digest and up to 32 tags of 128 characters.
+    IMAGE_NAMES: RecordKind(8 * _KIB, 250_000, 365 * _DAY, commas=64, leads_to_blobs=True),
     # Of the token service. New servers would make new ones, and clients get new tokens.
     SIGNING_KEYS: RecordKind(4 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
     # Of the binary cache. Clients would have to trust a new one, so that age and number delete none in practice.

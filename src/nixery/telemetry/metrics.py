@@ -39,6 +39,7 @@ from nixery.builds.events import (
 from nixery.builds.index_records import Progress
 from nixery.caching import CacheCounts
 from nixery.errors import (
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildError,
     EvaluationFailed,
@@ -81,6 +82,7 @@ _OUTCOMES: Mapping[type[NixeryError], str] = {
     StorageError: "storage_error",
     TooBusy: "refused",
     QuotaExceeded: "refused",
+    BuildCancelled: _CANCELLED,
     ShuttingDown: _CANCELLED,
     NixeryError: "other",
 }

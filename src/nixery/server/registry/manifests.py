@@ -59,6 +59,9 @@ _EXPLAINED, _SHOWN = 2, 3
 _LONGEST_VERSION, _LONGEST_TAG = 40, 64
 _VERSIONS_TIMEOUT = 2.0
 
+# Clients take a tag for a version, but a directory has one state.
+_IGNORED = "the tag was ignored: the package source has one state, latest; a tag is no version of a package"
+
 _WILDCARDS = frozenset({"*/*", "application/*"})
 
 
@@ -101,7 +104,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                await self._permissions.require_digest(name, digest, _unknown(digest))
+                await self._permissions.require_digest(request, name, digest, _unknown(digest))
                 document = self._cached(digest) or await self._stored(digest)
                 self._permissions.note_part(name, document)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
@@ -129,11 +132,12 @@ class Manifests:
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
                 # Caches between the server and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
-                if found.pinned.warning:
+                warning = found.pinned.warning or (_IGNORED if found.tag != tag.name else "")
+                if warning:
                     # RFC 7234, 5.5.7; containerd shows it.
-                    headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
+                    headers["Warning"] = f'299 - "{_quotable(warning)}"'
                 answered = _negotiate(elements(request, "accept"), image)
-                await self._permissions.note(name, found.tag, answered)
+                await self._permissions.note(name, tag.name, found.tag, answered)
                 return _answer(request, answered, headers)
 
     async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
