@@ -16,6 +16,7 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.access.shared_usage import SharedUsage
 from nixery.binary_caches.client import BinaryCaches
 from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
@@ -160,7 +161,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     small_blobs = SmallBlobs(blobs)
 
     # Access.
-    quotas = Quotas()
+    quotas = Quotas(shared=SharedUsage(records) if resources.address is not None else None)
     rules = _access_rules(settings, resources, records, quotas)
     audit = _audit_log(settings, resources)
 
@@ -236,6 +237,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
+    tls = resources.tls
+    metrics.watch_certificate(lambda: None if tls is None else tls.current.expires.timestamp())
     evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
@@ -260,7 +263,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
+    build_bounds = BuildBounds(
+        slots, settings.build_timeout, admit=quotas.admit_build, refresh=quotas.refresh
+    )
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -359,7 +364,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
         await asyncio.gather(*closing)
-        await history.close()
+        await asyncio.gather(
+            history.close(), quotas.close(), *([substitution.close()] if substitution else [])
+        )
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.

@@ -89,7 +89,7 @@ _DESCRIPTION = Path(__file__).parents[2] / "docs" / "reference" / "openapi.yaml"
 # Words that occur in no other text. The last one is similar to the one before, and so a near name of it.
 WORDS = ("zulualpha", "zulubravo", "zulucharlie", "zuluc")
 TAGS = ("latest", "1.0")
-NAMES = ("zulualpha", "zulubravo", "zulucharlie", "zulualpha/zulubravo", "shell/zulubravo")
+NAMES = ("zulualpha", "zulubravo", "zulucharlie", "zulualpha/zulubravo", "shell/zulubravo", "amd64")
 MISSING = "zulucharli"
 USER = "someone"
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import structlog
 
-from nixery.access.identity import ANONYMOUS, Identity, Right
+from nixery.access.identity import ANONYMOUS, Identity
 from nixery.access.policy import current_access
 from nixery.builds.events import Build, BuildEvent, Stored
 from nixery.errors import SettingsError
 from nixery.plain_text import shortened
-from nixery.request_context import RequestContext, current_request
+from nixery.request_context import Refusal, RequestContext, current_request
 
 # Events that wait for the thread, and those that it writes before it looks for a rotation again.
 _QUEUE, _BATCH = 10_000, 100
@@ -106,15 +106,9 @@ class AuditLog:
         """
         self._add(Event.CANCELLED, build=build, name=name, platform=platform, tag=tag)
 
-    def refused(self, right: Right, name: str, reason: str) -> None:
-        """Record that something was not allowed.
-
-        Args:
-            right: that was missing.
-            name: of the image, or the path of the page.
-            reason: for people.
-        """
-        self._add(Event.REFUSED, right=right.value, name=name, reason=reason)
+    def refused(self, refusal: Refusal) -> None:
+        """Record that something was not allowed."""
+        self._add(Event.REFUSED, right=refusal.right, name=refusal.name, reason=refusal.reason)
 
     def login_failed(self, reason: str, user: str | None = None) -> None:
         """Record that credentials were wrong.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
@@ -18,7 +19,7 @@ from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo, Trust
 from nixery.binary_caches.transports import FileMissing, Patience, Transport, TransportFailed, open_transport
 from nixery.caching import LRUCache, TTLCache
 from nixery.closure import STORE_DIRECTORY, StorePath
-from nixery.errors import BinaryCacheFailed
+from nixery.errors import BinaryCacheFailed, SettingsError
 
 # Bytes of nix-cache-info.
 _LARGEST_CACHE_INFO = 64 * 1024
@@ -53,6 +54,9 @@ _FLAT = b"".join(
 _log = structlog.get_logger("nixery.binary_caches")
 
 
+Signatures = Literal["trusted", "untrusted", "unknown", "not required"]
+
+
 @dataclass(frozen=True, slots=True)
 class CacheState:
     """The state of a cache, for the operator.
@@ -60,14 +64,17 @@ class CacheState:
     Attributes:
         name: of the cache, without secrets.
         priority: the lower, the earlier it is asked; ``None`` if it does not answer.
-        problem: why it is not used at the moment; empty if it is.
-        trusted: whether its paths need no signature.
+        problem: why it is not used at the moment, as a clause without a subject; empty if it is.
+        signatures: whether narinfos of the tried paths are signed by a trusted key; ``unknown`` if it has none of
+            them.
+        reason: why they are not trusted, as a clause.
     """
 
     name: str
     priority: int | None
     problem: str = ""
-    trusted: bool = False
+    signatures: Signatures = "unknown"
+    reason: str = ""
 
 
 class BinaryCaches:
@@ -79,7 +86,7 @@ class BinaryCaches:
         clock: seconds; only differences matter.
 
     Raises:
-        ValueError: a cache cannot be used with its parameters.
+        SettingsError: a cache cannot be used with its parameters, or the certificates cannot be read.
     """
 
     def __init__(
@@ -89,15 +96,16 @@ class BinaryCaches:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         patience = patience or Patience()
+        try:
+            transports = [
+                open_transport(cache, configuration.authorities, patience) for cache in configuration.caches
+            ]
+        except ValueError as error:
+            raise SettingsError((f"Nix's configuration is wrong: {error}",)) from error
+        trust = configuration.trust
         self._caches = [
-            _Cache(
-                cache,
-                open_transport(cache, configuration.authorities, patience),
-                configuration.trust.without_signatures() if cache.trusted else configuration.trust,
-                patience,
-                clock,
-            )
-            for cache in configuration.caches
+            _Cache(cache, transport, trust.without_signatures() if cache.trusted else trust, patience, clock)
+            for cache, transport in zip(configuration.caches, transports, strict=True)
         ]
         self._by_name = {cache.name: cache for cache in self._caches}
         self._absent: TTLCache[StorePath, str] = TTLCache(_ABSENT_MEMORY, clock)
@@ -174,26 +182,32 @@ class BinaryCaches:
         finally:
             compressed.close()
 
-    async def states(self) -> Sequence[CacheState]:
-        """Ask each cache what it is; in the order in which they are asked for paths."""
-        await asyncio.gather(*(cache.probe() for cache in self._caches))
+    async def states(self, tried: Collection[StorePath] = ()) -> Sequence[CacheState]:
+        """Ask each cache what it is; in the order in which they are asked for paths.
+
+        Args:
+            tried: paths that it is asked for, to see its signatures.
+        """
+        await asyncio.gather(*(cache.probe(logged=False) for cache in self._caches))
         ready = await self._ready()
         others = [cache for cache in self._caches if cache not in ready]
-        return [
-            CacheState(cache.name, cache.priority, cache.problem, cache.cache.trusted)
-            for cache in (*ready, *others)
-        ]
+        return await asyncio.gather(*(cache.state(tried) for cache in (*ready, *others)))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close idle connections."""
         for cache in self._caches:
-            cache.transport.close()
+            await cache.close()
 
     async def _ready(self) -> Sequence[_Cache]:
         """Return the caches that can be asked, in their order."""
         unknown = [cache for cache in self._caches if cache.is_unknown]
         if unknown:
-            await asyncio.gather(*(cache.probe() for cache in unknown))
+            probes = asyncio.gather(*(cache.probe() for cache in unknown))
+            # A cache that failed before delays nothing while others answer.
+            if not all(cache.problem for cache in unknown) or not any(
+                cache.is_usable for cache in self._caches
+            ):
+                await probes
         ready = [cache for cache in self._caches if cache.is_usable]
         return sorted(ready, key=lambda cache: cache.priority or 0)
 
@@ -224,7 +238,7 @@ class _Cache:
         self.patience = patience
         self._clock = clock
         self._down_until = 0.0
-        self._turns = asyncio.Semaphore(transport.concurrency)
+        self._turns = asyncio.Semaphore()
         self._probe: asyncio.Task[None] | None = None
 
     @property
@@ -241,25 +255,33 @@ class _Cache:
     def _is_down(self) -> bool:
         return self._clock() < self._down_until
 
-    async def probe(self) -> None:
+    async def probe(self, *, logged: bool = True) -> None:
         """Read ``nix-cache-info``; a failure is kept in ``problem``. Concurrent callers share one request."""
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._read_cache_info())
+            self._probe = asyncio.create_task(self._read_cache_info(logged=logged))
         await asyncio.shield(self._probe)
 
-    async def _read_cache_info(self) -> None:
+    async def close(self) -> None:
+        """End a probe, and close idle connections."""
+        if self._probe is not None:
+            self._probe.cancel()
+        await self.transport.close()
+
+    async def _read_cache_info(self, *, logged: bool) -> None:
         try:
             content = await self.transport.read("nix-cache-info", _LARGEST_CACHE_INFO)
+            if self.priority is None:
+                self._turns = asyncio.Semaphore(self.transport.concurrency)
             self.priority = _priority(content, self.cache.priority)
             self.problem = ""
         except FileMissing:
-            self.fail("has no nix-cache-info, so it is no binary cache")
+            self.fail("has no nix-cache-info, so it is no binary cache", logged=logged)
         except (TransportFailed, ValueError) as error:
-            self.fail(str(error))
+            self.fail(str(error), logged=logged)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, logged: bool = True) -> None:
         """Ask it nothing for a while."""
-        if not self._is_down:
+        if logged and not self._is_down:
             _log.warning("binary cache fails", cache=self.name, reason=reason, cooldown=COOLDOWN)
         self.problem = reason
         self._down_until = self._clock() + COOLDOWN
@@ -284,6 +306,21 @@ class _Cache:
                     self.fail(error.reason)
                 raise
         return self.trust.read(content, path, self.name)
+
+    async def state(self, tried: Collection[StorePath]) -> CacheState:
+        """Describe it, after it was probed."""
+        signatures: Signatures = "unknown" if self.trust.require_signatures else "not required"
+        reason = ""
+        if self.is_usable and self.trust.require_signatures:
+            answers = await asyncio.gather(*map(self.look_up, tried), return_exceptions=True)
+            refused = [str(answer) for answer in answers if isinstance(answer, ValueError)]
+            if any(isinstance(answer, NarInfo) for answer in answers):
+                signatures = "trusted"
+            elif refused:
+                signatures, reason = "untrusted", refused[0]
+        return CacheState(
+            self.name, self.priority, "" if self.is_usable else self.problem, signatures, reason
+        )
 
     def translated(self, narinfo: NarInfo, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Have errors of reading a NAR name the cache, the file and the path.

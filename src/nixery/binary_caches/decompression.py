@@ -24,7 +24,7 @@ _ISAL_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 
 
 class _Decompressor(Protocol):
-    """What Python's decompressors have in common."""
+    """The interface of Python's decompressors."""
 
     @property
     def eof(self) -> bool: ...

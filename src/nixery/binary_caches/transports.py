@@ -1,9 +1,8 @@
 """Files of binary caches: over HTTP, in a directory, in a bucket of S3.
 
-Measured on loopback (docs/reference/performance.md): obstore asks for 500 narinfos in 70 ms of processor time, over
-one connection with HTTP/2, where httpx takes 400 to 1,300 ms. But it reads no answer without a length, which
-caches that compress on the fly send; and it cannot follow redirects by our rules. So it fetches narinfos, and
-httpx streams NARs, at more than 1 GB/s.
+Narinfos come over one connection where a cache has HTTP/2, and otherwise over a few; NARs have a connection each.
+docs/reference/performance.md has figures, also for other libraries. obstore would be the fastest for narinfos, but it
+reads the body of an error whatever its length, and no answer without a length.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 import ssl
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import HTTPStore, S3Store
+from obstore.store import S3Store
 
 from nixery.binary_caches.configuration import BinaryCache
 from nixery.plain_text import shortened
@@ -33,6 +32,11 @@ if TYPE_CHECKING:  # obstore has no types at run time
 
 # Bytes of a piece of a file.
 _PIECE = 256 * 1024
+
+# Connections for narinfos to a cache without HTTP/2, and requests at once to one with it. Nix has 25 connections, and
+# servers allow 100 requests or more.
+_LANES = 32
+_STREAMS = 96
 
 # Nix's own limit is 10.
 _MOST_REDIRECTS = 5
@@ -44,9 +48,8 @@ _TEMPORARY = frozenset({408, 425, 429})
 
 _LONGEST_REASON = 200
 
-# Parts of obstore's messages, which has no errors of their own for them.
+# Of obstore's messages, which has no errors of their own for them.
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
-_NO_LENGTH = "Content-Length Header missing"
 
 
 class TransportFailed(Exception):
@@ -89,15 +92,18 @@ class Patience:
     pause: float = 0.2
 
 
-class _LengthMissing(Exception):
-    """An answer without a length, which obstore does not read."""
+class _TooManyRedirects(TransportFailed):
+    def __init__(self) -> None:
+        super().__init__(f"redirects more than {_MOST_REDIRECTS} times", again=False)
 
 
 class Transport(Protocol):
     """Reads the files of a cache."""
 
-    # Small files that are read at once.
-    concurrency: int
+    @property
+    def concurrency(self) -> int:
+        """Small files that may be read at once; known after the first answer."""
+        ...
 
     async def read(self, name: str, limit: int) -> bytes:
         """Read a small file, with retries.
@@ -115,7 +121,7 @@ class Transport(Protocol):
         """
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close idle connections."""
         ...
 
@@ -124,7 +130,7 @@ def open_transport(cache: BinaryCache, authorities: bytes, patience: Patience) -
     """Return the transport of a cache; connects to nothing yet.
 
     Raises:
-        ValueError: a parameter of the cache's URL is wrong.
+        ValueError: a parameter of the cache's URL is wrong, or the authorities are no certificates.
     """
     match cache.scheme:
         case "file":
@@ -155,7 +161,7 @@ class _Directory:
             file.seek(start)
             yield iter(lambda: file.read(_PIECE), b"")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         pass
 
 
@@ -169,25 +175,7 @@ def _reading_files() -> Iterator[None]:
         raise TransportFailed(f"cannot be read: {error.strerror}", again=False) from error
 
 
-class _Objects:
-    """Reads objects through obstore."""
-
-    def __init__(self, store: HTTPStore | S3Store) -> None:
-        self._store = store
-
-    async def read(self, name: str, limit: int) -> bytes:
-        with _reading_objects():
-            found = await obstore.get_async(self._store, name)
-            if found.meta["size"] > limit:
-                raise TransportFailed(f"sends more than {limit:,} bytes", again=False)
-            # Not more than the length that the answer announces.
-            return bytes(await found.bytes_async())
-
-    def close(self) -> None:
-        pass
-
-
-class _Bucket(_Objects):
+class _Bucket:
     concurrency = 64
 
     def __init__(self, cache: BinaryCache, patience: Patience) -> None:
@@ -202,7 +190,7 @@ class _Bucket(_Objects):
         if endpoint:
             config["endpoint"] = endpoint
         try:
-            store = S3Store(
+            self._store = S3Store(
                 split.netloc,
                 prefix=split.path.strip("/") or None,
                 config=config,
@@ -212,7 +200,14 @@ class _Bucket(_Objects):
         except BaseError as error:
             reason = shortened(str(error).partition("\n")[0], _LONGEST_REASON)
             raise ValueError(f"{cache.name} cannot be used: {reason}") from error
-        super().__init__(store)
+
+    async def read(self, name: str, limit: int) -> bytes:
+        with _reading_objects():
+            found = await obstore.get_async(self._store, name)
+            if found.meta["size"] > limit:
+                raise TransportFailed(f"sends more than {limit:,} bytes", again=False)
+            # Not more than the length that the answer announces.
+            return bytes(await found.bytes_async())
 
     @contextmanager
     def stream(self, name: str, start: int) -> Iterator[Iterator[bytes]]:
@@ -220,59 +215,87 @@ class _Bucket(_Objects):
             found = obstore.get(self._store, name, options={"range": {"offset": start}} if start else {})
             yield map(bytes, found.stream(_PIECE))
 
+    async def close(self) -> None:
+        pass
+
 
 class _HTTP:
     def __init__(self, cache: BinaryCache, authorities: bytes, patience: Patience) -> None:
-        # A server with HTTP/2 gets one connection for all of them, another one up to so many connections.
-        self.concurrency = 64 if cache.scheme == "https" else 32
         self._url = f"{cache.name}/"
-        self._secure = cache.scheme == "https"
+        self._schemes = {"https"} if cache.scheme == "https" else {"http", "https"}
         self._patience = patience
         headers = {"Accept-Encoding": "identity"}
         if cache.login is not None:
             headers["Authorization"] = f"Basic {b64encode(':'.join(cache.login).encode()).decode()}"
-        options = _client_options(patience)
-        # Also of redirects.
-        options["allow_http"] = not self._secure
-        options["default_headers"] = headers
-        if authorities:
-            options["root_certificate"] = authorities
-        context = ssl.create_default_context()
-        if authorities:
-            context.load_verify_locations(cadata=authorities.decode())
-        self._objects = _Objects(
-            HTTPStore.from_url(self._url, client_options=options, retry_config=_retries(patience))
-        )
+        context = _tls(authorities)
         self._client = httpx.Client(
             verify=context,
             headers=headers,
             timeout=httpx.Timeout(patience.silence, connect=patience.connect),
             limits=httpx.Limits(max_connections=256, max_keepalive_connections=4),
-            follow_redirects=False,
         )
-        # Whether obstore cannot read its answers.
-        self._without_length = False
+        # httpx looks at all connections of a client for each request, so many connections need many clients.
+        self._lanes = [
+            httpx.AsyncClient(
+                verify=context,
+                headers=headers,
+                timeout=httpx.Timeout(patience.answer, connect=patience.connect),
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30),
+                http2=True,
+            )
+            for _ in range(_LANES)
+        ]
+        self._free = self._lanes[::-1]
+        # Known from the first answer on.
+        self._multiplexed = False
+
+    @property
+    def concurrency(self) -> int:
+        return _STREAMS if self._multiplexed else _LANES
 
     async def read(self, name: str, limit: int) -> bytes:
-        if not self._without_length:
-            try:
-                return await self._objects.read(name, limit)
-            except _LengthMissing:
-                self._without_length = True
+        failures = 0
         try:
             async with asyncio.timeout(self._patience.answer):
-                return await asyncio.to_thread(self._read, name, limit)
+                while True:
+                    try:
+                        with self._free_lane() as client:
+                            return await self._read(name, limit, client)
+                    except TransportFailed as error:
+                        failures += 1
+                        if not error.again or failures >= self._patience.attempts:
+                            raise
+                    await asyncio.sleep(self._patience.pause * 2 ** (failures - 1))
         except TimeoutError as error:
             raise TransportFailed("does not answer in time", again=True) from error
 
-    def _read(self, name: str, limit: int) -> bytes:
-        content = bytearray()
-        with self.stream(name, 0) as pieces:
-            for piece in pieces:
-                content += piece
-                if len(content) > limit:
-                    break
-        return _bounded(bytes(content), limit)
+    @contextmanager
+    def _free_lane(self) -> Iterator[httpx.AsyncClient]:
+        """Take the lane that was used last, so that few connections are opened."""
+        if self._multiplexed or not self._free:
+            yield self._lanes[0]
+            return
+        lane = self._free.pop()
+        try:
+            yield lane
+        finally:
+            self._free.append(lane)
+
+    async def _read(self, name: str, limit: int, client: httpx.AsyncClient) -> bytes:
+        request = client.build_request("GET", f"{self._url}{name}")
+        try:
+            for _ in range(_MOST_REDIRECTS + 1):
+                async with aclosing(await client.send(request, stream=True)) as answer:
+                    content = await _beginning(answer, limit + 1)
+                    further = self._redirected(answer)
+                if further is None:
+                    _check(answer, 0)
+                    self._multiplexed = answer.http_version == "HTTP/2"
+                    return _bounded(content, limit)
+                request = further
+        except httpx.HTTPError as error:
+            raise TransportFailed(_reason(error), again=True) from error
+        raise _TooManyRedirects
 
     @contextmanager
     def stream(self, name: str, start: int) -> Iterator[Iterator[bytes]]:
@@ -299,19 +322,39 @@ class _HTTP:
                 raise
             answer.close()
             request = further
-        raise TransportFailed(f"redirects more than {_MOST_REDIRECTS} times", again=False)
+        raise _TooManyRedirects
 
     def _redirected(self, answer: httpx.Response) -> httpx.Request | None:
         # httpx has removed the login from a request to another host.
         request = answer.next_request
-        if request is not None and request.url.scheme not in (
-            {"https"} if self._secure else {"http", "https"}
-        ):
+        if request is not None and request.url.scheme not in self._schemes:
             raise TransportFailed("redirects to another scheme", again=False)
         return request
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._client.close()
+        for client in self._lanes:
+            await client.aclose()
+
+
+async def _beginning(answer: httpx.Response, limit: int) -> bytes:
+    """Read a body up to a limit; also that of an error, so that its connection can be used again."""
+    content = bytearray()
+    async for piece in answer.aiter_raw():
+        content += piece[: limit - len(content)]
+        if len(content) == limit:
+            break
+    return bytes(content)
+
+
+def _tls(authorities: bytes) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if authorities:
+        try:
+            context.load_verify_locations(cadata=authorities.decode("ascii"))
+        except (ssl.SSLError, ValueError):
+            raise ValueError("ssl-cert-file, or NIX_SSL_CERT_FILE, has no certificates in PEM") from None
+    return context
 
 
 def _bounded(content: bytes, limit: int) -> bytes:
@@ -363,8 +406,6 @@ def _reading_objects() -> Iterator[None]:
         raise _wrong_status(httpx.codes.UNAUTHORIZED) from error
     except (BaseError, OSError, ValueError) as error:
         text = str(error)
-        if _NO_LENGTH in text:
-            raise _LengthMissing from error
         status = _STATUS.search(text)
         if status is not None:
             raise _wrong_status(int(status[1])) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,6 +88,10 @@ Admit = Callable[[Collection[Client]], Leave]
 _log = structlog.get_logger("nixery.build")
 
 
+async def _nothing() -> None:
+    """Learn nothing."""
+
+
 def _admit_all(_: Collection[Client]) -> Leave:
     return lambda _: None
 
@@ -103,12 +107,14 @@ class BuildBounds:
         look_ups: concurrent and waiting look-ups of images in the storage. Without a limit, clients that
             request made-up names and disconnect would make all others wait for the storage.
         admit: decides whether the clients of a new build may have it built, before it waits for a slot.
+        refresh: is called before that, to learn what it depends on.
     """
 
     slots: Slots
     seconds: float | None = None
     look_ups: Slots = field(default_factory=lambda: Slots(_LOOK_UPS, _WAITING, busy=TooBusy.IMAGES))
     admit: Admit = _admit_all
+    refresh: Callable[[], Awaitable[None]] = _nothing
 
 
 @dataclass(slots=True)
@@ -185,11 +191,12 @@ class BuildCoordinator:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
+        if not may_build:
+            # Nor is a failure shown: its message has the end of a builder's log.
+            return await self._stored(request, pin)
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
-        if not may_build:
-            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True
@@ -334,6 +341,7 @@ class BuildCoordinator:
                 image = await self._find(request, pin, observe)
             if image is not None:
                 return image
+            await self._bounds.refresh()
             self.require_accepting()
             with self._admission() as admission:
                 async with self._bounds.slots.slot(queued):

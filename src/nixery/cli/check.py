@@ -22,11 +22,13 @@ from nixery.errors import NixeryError, SettingsError, StorageError
 from nixery.plain_text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
+    from nixery.binary_caches.client import BinaryCaches, CacheState
     from nixery.cli.output import Activity
+    from nixery.closure import StorePath
     from nixery.settings import Settings
 
 _WRONG = 1
@@ -54,8 +56,19 @@ _CONFIGURE = (
     "var/nix/environment, and `. var/nix/environment` selects it"
 )
 
+# Store paths that each binary cache is asked for, to see its signatures.
+_TRIED = 64
+
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
+
+_CACHES = "docs/explanation/binary-caches.md describes caches, keys and signatures"
+_SIGNATURES = {
+    "trusted": "a trusted key signs its paths",
+    "untrusted": "its paths are not trusted",
+    "unknown": "it has no path of this machine's store, so its signatures were not tried",
+    "not required": "its paths need no signature",
+}
 
 _CONFIGURATION = "docs/how-to/choose-a-package-source.md has examples"
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
@@ -66,7 +79,7 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        what: settings, nix, git, tls, access, sandbox, storage, source, config or index; or the name of an image.
+        what: settings, nix, git, tls, access, cache, sandbox, storage, source, config or index; or the name of an image.
         right: whether it works.
         found: a description.
         advice: how to fix it; passed checks may have advice, too.
@@ -219,6 +232,9 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     yield from _tls(settings)
     shown.begin("checking the access file")
     yield from _access(settings)
+    if settings.substitute == "direct":
+        shown.begin("checking the binary caches")
+        yield from _binary_caches(settings)
     shown.begin("checking the storage")
     storage = _storage(settings)
     # Without Nix, nothing more is to be said about its builders.
@@ -321,6 +337,44 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "access", False, problem, "see docs/how-to/identity-providers.md#when-a-token-is-refused"
         )
+
+
+def _binary_caches(settings: Settings) -> Iterator[Finding]:
+    import asyncio
+
+    from nixery.binary_caches.client import BinaryCaches
+    from nixery.binary_caches.configuration import CacheConfiguration
+    from nixery.closure import STORE_DIRECTORY
+    from nixery.nix.machine import some_paths
+
+    try:
+        configuration = CacheConfiguration.read(settings.environment, settings.nix_arguments)
+        caches = BinaryCaches(configuration)
+    except SettingsError as error:
+        yield Finding("cache", False, str(error), _CACHES)
+        return
+    for line in configuration.unusable:
+        yield Finding("cache", right=True, found=f"not used: {line}", advice=_CACHES)
+    if not configuration.caches:
+        yield Finding("cache", False, "Nix's configuration has no binary cache", _CACHES)
+    for state in asyncio.run(_states(caches, some_paths(Path(STORE_DIRECTORY), _TRIED))):
+        facts = {"cache": state.name, "priority": state.priority, "signatures": state.signatures}
+        if state.problem:
+            yield Finding("cache", False, f"{state.name}: it {state.problem}", _CACHES, facts)
+            continue
+        found = f"{state.name} answers; priority {state.priority}; {_SIGNATURES[state.signatures]}"
+        wrong = state.signatures == "untrusted"
+        advice = _CACHES if wrong or state.signatures == "not required" else ""
+        yield Finding(
+            "cache", not wrong, f"{found}{f': {state.reason}' if state.reason else ''}", advice, facts
+        )
+
+
+async def _states(caches: BinaryCaches, paths: Sequence[StorePath]) -> Sequence[CacheState]:
+    try:
+        return await caches.states(paths)
+    finally:
+        await caches.close()
 
 
 def _sandbox(settings: Settings) -> Finding:

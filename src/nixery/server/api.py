@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_quota
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions, Shared
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
@@ -21,7 +21,7 @@ from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
 from nixery.builds.pins import DEFAULT_TAG
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
-from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
+from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.build_cancellation import BuildCancellation
@@ -36,7 +36,7 @@ from nixery.server.http import (
     StreamResponse,
     json_content,
 )
-from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_builds import PublishedBuilds, is_allowed
 from nixery.server.published_packages import (
     LARGEST_LIMIT,
     CheckedName,
@@ -217,7 +217,11 @@ class Builds:
             raise InvalidReference(wanted.tag)
         requests = requests_for(wanted.name, self._platforms)
         current_access().require(Right.BUILD, requests, wanted.name, wanted.tag)
-        begun = await self._images.begin(requests, wanted.tag)
+        try:
+            begun = await self._images.begin(requests, wanted.tag)
+        except NixeryError as error:
+            note_quota(wanted.name, error)
+            raise
         # The client may ask another server about them next.
         await self._builds.shared([build.id for build in begun])
         documents = [
@@ -423,10 +427,9 @@ class NamedImage:
 
 def visible(images: Sequence[Shared]) -> list[Shared]:
     """Return the images that the asker may pull."""
-    access = current_access()
-    if not access.is_restricted:
+    if not current_access().is_restricted:
         return list(images)
-    return [one for one in images if access.allows_name(Right.PULL, parse_image_name(one.build.name))]
+    return [one for one in images if is_allowed(Right.PULL, one.build)]
 
 
 async def describe(

@@ -230,6 +230,11 @@ def _is_cross_site(request: Request) -> bool:
     return request.path.startswith(_CLIENT_PREFIXES) or headers.get("sec-fetch-dest") != "document"
 
 
+def is_of_own_site(request: Request) -> bool:
+    """Whether no page of another site caused a request, as far as browsers say: old ones, and programs, say nothing."""
+    return request.headers.get("sec-fetch-site", "none") in _OWN_SITE
+
+
 def _is_own(request: Request, origin: str) -> bool:
     ours, theirs = base_url(request), origin.strip().lower()
     # Without a proxy's statement, it is unknown whether a client used TLS with the proxy.

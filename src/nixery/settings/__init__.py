@@ -242,7 +242,8 @@ class ServerSettings(_Group):
         None, alias="NIXERY_TLS_CLIENT_CA"
     )
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
-    certificate of one of them. A certificate admits a connection, and identifies no user.
+    certificate of one of them. A certificate admits a connection, and identifies no user; behind a proxy, [it
+    can](access.md#client-certificates).
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
@@ -392,11 +393,6 @@ class SourceSettings(_Group):
     """
     optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
     """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
-    substitute: Literal["direct", "nix"] = Field("nix", alias="NIXERY_SUBSTITUTE")
-    """Who reads binary caches (Nix's `substituters`): `nix` fetches store paths into the Nix store; `direct` makes
-    layers of what the caches send, without a store, and fetches nothing for layers that are stored already.
-    Images are the same to the byte.
-    """
     index: bool = Field(True, alias="NIXERY_INDEX")
     """Whether the server evaluates all packages of the states that its tags stand for, in the background.
     With `0`, searches know names alone, and every first request for a package waits for its evaluation.
@@ -600,6 +596,11 @@ class NixSettings(_Group):
     nix_sandbox: Literal["auto", "on", "off"] = Field("auto", alias="NIXERY_NIX_SANDBOX")
     """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
     builders could take over the server, it listens on other addresses than loopback only with `off`.
+    """
+    substitute: Literal["nix", "direct"] = Field("nix", alias="NIXERY_SUBSTITUTE")
+    """How store paths come from the [binary caches](../explanation/binary-caches.md) of Nix's configuration:
+    with `nix`, Nix fetches them into its store; with `direct`, the server reads them without a store, and
+    fetches nothing for layers that are stored already. Images are the same to the byte.
     """
     allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
     """Whether an evaluation may build derivations and read them (import from derivation)."""

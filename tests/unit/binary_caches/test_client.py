@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
+import trustme
 
 from nixery.binary_caches.client import ABSENT, COOLDOWN, BinaryCaches
 from nixery.binary_caches.configuration import BinaryCache, CacheConfiguration
@@ -11,22 +13,27 @@ from nixery.binary_caches.decompression import PIECE
 from nixery.binary_caches.narinfo import Compression, NarInfo, Trust
 from nixery.binary_caches.transports import Patience
 from nixery.closure import StorePath
-from nixery.errors import BinaryCacheFailed
+from nixery.errors import BinaryCacheFailed, SettingsError
 from tests.support.binary_cache import (
     COMPRESS,
     Answer,
     CacheServer,
     SigningKey,
     cache_server,
+    http2_cache_server,
     nar_of_file,
     narinfo_name,
     path_info,
     store_path,
 )
+from tests.support.forward_proxy import forward_proxy
+from tests.support.server import HOST
 
 KEY = SigningKey()
 CONTENT = hashlib.sha256(b"content").digest() * 40_000  # several pieces
-PATIENCE = Patience(connect=1, answer=1, silence=0.5, attempts=3, pause=0.001)
+BROKEN = "breaks off its answer: peer closed connection without sending complete message body (received {} bytes, expected {})"
+PATIENCE = Patience(connect=10, answer=30, silence=30, attempts=3, pause=0.001)
+IMPATIENCE = Patience(connect=10, answer=1, silence=0.5, attempts=3, pause=0.001)
 
 
 class Clock:
@@ -51,21 +58,29 @@ class Clients:
     def __init__(self) -> None:
         self._made: list[BinaryCaches] = []
 
-    def __call__(self, *urls: str, clock: Clock | None = None) -> BinaryCaches:
-        configuration = CacheConfiguration(tuple(map(BinaryCache.parse, urls)), Trust.parse(KEY.public))
-        self._made.append(BinaryCaches(configuration, PATIENCE, clock or Clock()))
+    def __call__(
+        self,
+        *urls: str,
+        clock: Clock | None = None,
+        authorities: bytes = b"",
+        patience: Patience = PATIENCE,
+    ) -> BinaryCaches:
+        configuration = CacheConfiguration(
+            tuple(map(BinaryCache.parse, urls)), Trust.parse(KEY.public), authorities
+        )
+        self._made.append(BinaryCaches(configuration, patience, clock or Clock()))
         return self._made[-1]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for client in self._made:
-            client.close()
+            await client.close()
 
 
 @pytest.fixture
-def caches() -> Iterator[Clients]:
+async def caches() -> AsyncIterator[Clients]:
     clients = Clients()
     yield clients
-    clients.close()
+    await clients.close()
 
 
 async def found(client: BinaryCaches, path: StorePath) -> NarInfo:
@@ -137,7 +152,7 @@ async def test_an_absent_path_is_asked_for_again_after_a_while(cache: CacheServe
     assert await client.look_up(path) is None
     assert cache.requested(narinfo_name(path)) == 1
     clock.now += ABSENT
-    assert await found(client, path)
+    assert (await found(client, path)).info.path == path
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
@@ -171,11 +186,11 @@ async def test_a_cache_that_fails_hides_no_other_ones_answer_and_rests(
         path = other.add("hello", b"", KEY)
         for answer, reason in (
             (Answer(b"", 500), "answers with status 500"),
-            (lambda _: Answer(hang(cache), length=100), "cannot be reached, or breaks off its answers"),
-            (Answer(b"Store", length=100), "cannot be reached, or breaks off its answers"),
+            (lambda _: Answer(hang(cache), length=100), "does not answer in time"),
+            (Answer(b"Store", length=100), BROKEN.format(5, 100)),
         ):
             cache.answers[narinfo_name(path)] = answer
-            client = caches(f"{cache.url}?priority=1", other.url, clock=clock)
+            client = caches(f"{cache.url}?priority=1", other.url, clock=clock, patience=IMPATIENCE)
             assert (await found(client, path)).cache == other.url
             assert client._caches[0].problem == reason
             before = len(cache.requests)
@@ -197,6 +212,22 @@ async def test_an_endless_narinfo_is_refused(cache: CacheServer, caches: Clients
     assert "sends more than 1,048,576 bytes" in client.explain(path)
 
 
+async def test_the_body_of_an_error_is_read_up_to_a_limit(cache: CacheServer, caches: Clients) -> None:
+    path = store_path("hello")
+    client = caches(cache.url)
+    sent = []
+
+    def body() -> Iterator[bytes]:
+        for _ in range(1000):
+            sent.append(1)
+            yield bytes(1024 * 1024)
+
+    cache.answers[narinfo_name(path)] = lambda _: Answer(body(), 404, chunked=True)
+    assert await client.look_up(path) is None
+    # Buffers of the system may hold some more than the client reads.
+    assert len(sent) < 100
+
+
 async def test_a_server_that_is_no_cache_is_not_used(cache: CacheServer, caches: Clients) -> None:
     path = cache.add("hello", b"", KEY)
     for answer, reason in (
@@ -214,7 +245,7 @@ async def test_an_unreachable_cache_is_named(caches: Clients) -> None:
     client = caches("http://127.0.0.1:9")
     assert await client.look_up(store_path("hello")) is None
     assert client.explain(store_path("hello")) == (
-        "http://127.0.0.1:9 is not used: it cannot be reached, or breaks off its answers"
+        "http://127.0.0.1:9 is not used: it cannot be reached: All connection attempts failed"
     )
 
 
@@ -244,7 +275,7 @@ async def test_untrusted_narinfos_are_refused_with_the_reason(cache: CacheServer
 
 async def test_a_trusted_cache_needs_no_signatures(cache: CacheServer, caches: Clients) -> None:
     path = cache.add("unsigned", b"", None)
-    assert await found(caches(f"{cache.url}?trusted=1"), path)
+    assert (await found(caches(f"{cache.url}?trusted=1"), path)).info.path == path
 
 
 async def test_a_nar_that_breaks_off_is_resumed(cache: CacheServer, caches: Clients) -> None:
@@ -316,7 +347,7 @@ async def test_wrong_nars_are_refused_with_the_reason(cache: CacheServer, caches
 
 
 async def test_endless_and_hanging_nars_end(cache: CacheServer, caches: Clients) -> None:
-    client = caches(cache.url)
+    client = caches(cache.url, patience=IMPATIENCE)
     narinfo = await found(client, cache.add("hello", CONTENT, KEY))
     for answer, reason in (
         (Answer(endless(bytes(65536)), chunked=True), "it sends more bytes than its narinfo says"),
@@ -341,3 +372,90 @@ async def test_a_login_goes_to_the_cache_and_to_no_other_host(cache: CacheServer
         assert {headers["authorization"] for headers in logins} == {"Basic dXNlcjpwQHNz"}
         assert len(other.requests) == 2
         assert not any("authorization" in {name.lower() for name in headers} for _, headers in other.requests)
+
+
+def certified(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_http2_takes_one_connection(caches: Clients) -> None:
+    authority = trustme.CA()
+    with http2_cache_server(certified(authority, HOST)) as cache:
+        paths = [cache.add(f"package-{number}", b"", KEY) for number in range(200)]
+        client = caches(cache.url, authorities=authority.cert_pem.bytes())
+        assert set(await client.find([*paths, store_path("absent")])) == set(paths)
+        assert cache.connections == 1
+        # Without the authority, the certificate is not trusted.
+        client = caches(cache.url)
+        assert await client.look_up(paths[0]) is None
+        assert "certificate verify failed" in client.explain(paths[0])
+
+
+async def test_caches_are_reached_through_a_proxy(caches: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    with cache_server(certified(authority, "cache.example.org")) as cache:
+        path = cache.add("hello", CONTENT, KEY)
+        port = int(cache.url.rpartition(":")[2])
+        with forward_proxy({"cache.example.org": port}, "me:sesame") as proxy:
+            monkeypatch.setenv("https_proxy", proxy.url)
+            client = caches("https://cache.example.org", authorities=authority.cert_pem.bytes())
+            assert content_of(client, await found(client, path)) == nar_of_file(CONTENT)
+            assert set(proxy.targets) == {"cache.example.org:443"}
+            await client.close()
+
+
+async def test_a_redirect_from_https_to_http_is_refused(cache: CacheServer, caches: Clients) -> None:
+    authority = trustme.CA()
+    with cache_server(certified(authority, HOST)) as secure:
+        path = secure.add("hello", CONTENT, KEY)
+        client = caches(secure.url, authorities=authority.cert_pem.bytes())
+        narinfo = await found(client, path)
+        for name in (narinfo_name(path), "nar/hello.nar"):
+            cache.answers[name] = secure.answers[name]
+            secure.answers[name] = Answer(b"", 307, {"Location": f"{cache.url}/{name}"})
+        assert await client.look_up(path) is None
+        assert client.explain(path) == f"{secure.url} redirects to another scheme"
+        with pytest.raises(BinaryCacheFailed, match="redirects to another scheme"):
+            content_of(client, narinfo)
+        assert not cache.requests
+
+
+async def test_a_failed_cache_is_tried_again_beside_the_others(cache: CacheServer, caches: Clients) -> None:
+    clock = Clock()
+    with cache_server() as other:
+        path = cache.add("hello", b"", KEY)
+        other.add("hello", b"", KEY)
+        cache.answers["nix-cache-info"] = Answer(b"", 404)
+        client = caches(f"{cache.url}?priority=1", other.url, clock=clock)
+        assert (await found(client, path)).cache == other.url
+        assert cache.requested("nix-cache-info") == 1
+        assert (await found(client, path)).cache == other.url
+        assert cache.requested("nix-cache-info") == 1
+        clock.now += COOLDOWN
+        cache.answers["nix-cache-info"] = other.answers["nix-cache-info"]
+        assert (await found(client, path)).cache == other.url
+        await client.states()
+        assert (await found(client, path)).cache == cache.url
+
+
+async def test_a_remembered_narinfo_is_checked_again(cache: CacheServer, caches: Clients) -> None:
+    client = caches(cache.url)
+    path = cache.add("hello", b"", KEY)
+    narinfo = await found(client, path)
+    assert client.read(narinfo.text.encode(), path, narinfo.cache) == narinfo
+    with pytest.raises(ValueError, match="it is of"):
+        client.read(narinfo.text.encode(), store_path("other"), narinfo.cache)
+    with pytest.raises(ValueError, match="the binary cache https://gone is not configured"):
+        client.read(narinfo.text.encode(), path, "https://gone")
+
+
+async def test_authorities_that_are_no_certificates_are_refused(caches: Clients) -> None:
+    for wrong in (
+        b"no certificate",
+        b"\xff",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ):
+        with pytest.raises(SettingsError, match="has no certificates in PEM"):
+            caches("https://cache.example.org", authorities=wrong)

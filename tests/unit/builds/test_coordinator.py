@@ -20,6 +20,7 @@ from nixery.errors import (
     BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     InternalError,
     NixeryError,
     PackageSetChanged,
@@ -104,6 +105,15 @@ async def test_a_failure_is_the_answer_until_it_expires(world: World) -> None:
     world.error = None
     world.now += 31
     await builds.image(REQUEST, PIN)
+
+
+async def test_a_failure_is_for_clients_that_may_have_the_image_built(world: World) -> None:
+    builds = world.coordinator()
+    world.error = BuildFailed("git.drv", ("a line of the builder's log",), "failed")
+    with pytest.raises(BuildFailed):
+        await builds.image(REQUEST, PIN)
+    with pytest.raises(BuildNotAllowed):
+        await builds.image(REQUEST, PIN, may_build=False)
 
 
 async def test_a_remembered_failure_holds_no_references_to_requests(world: World) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from nixery.access.policy import current_access
+from nixery.access.identity import Right
+from nixery.access.policy import current_access, note_quota, note_refusal
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
 from nixery.builds.index_records import PackageVersion
@@ -19,6 +20,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.plain_text import shortened
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, elements, matches
+from nixery.server.published_packages import visible_versions
 from nixery.server.registry.permissions import Permissions
 from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
@@ -102,7 +104,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                await self._permissions.require_digest(name, digest, _unknown(digest))
+                await self._permissions.require_digest(request, name, digest, _unknown(digest))
                 document = self._cached(digest) or await self._stored(digest)
                 self._permissions.note_part(name, document)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
@@ -116,10 +118,14 @@ class Manifests:
                     found = await self._images.get(requests, tag.name, may_build=may_build)
                 except TagUnknown as error:
                     raise await self._explained(error, requests[0]) from None
-                except BuildNotAllowed:
+                except BuildNotAllowed as error:
                     # Who logs in may be allowed to.
                     if current_access().identity.is_anonymous:
                         raise LoginRequired(f"log in to have {name} built, which was not built yet") from None
+                    note_refusal(Right.BUILD, name, str(error))
+                    raise
+                except NixeryError as error:
+                    note_quota(name, error)
                     raise
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
@@ -131,7 +137,7 @@ class Manifests:
                     # RFC 7234, 5.5.7; containerd shows it.
                     headers["Warning"] = f'299 - "{_quotable(warning)}"'
                 answered = _negotiate(elements(request, "accept"), image)
-                await self._permissions.note(name, found.tag, answered)
+                await self._permissions.note(name, tag.name, found.tag, answered)
                 return _answer(request, answered, headers)
 
     async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
@@ -143,7 +149,8 @@ class Manifests:
             found = await asyncio.wait_for(versions, _VERSIONS_TIMEOUT)
         except (TimeoutError, NixeryError):
             found = {}
-        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in found.items())
+        shown = {name: visible_versions(name, versions) for name, versions in found.items()}
+        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in shown.items() if versions)
         hint = f"; here, {known}" if known else ""
         return TagUnknown(
             error.tag,
