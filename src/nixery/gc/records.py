@@ -24,8 +24,10 @@ from nixery.builds.index_records import decode_part, validate_index
 from nixery.builds.layers import LayerRecord
 from nixery.builds.pins import PinRecord
 from nixery.builds.popularity import BATCH, REFERENCES
+from nixery.builds.substitution import read_narinfos
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
+from nixery.packing.listing import Listing
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import TagRecord
 from nixery.storage.leases import leased_documents
@@ -43,12 +45,14 @@ from nixery.storage.records import (
     IMAGES,
     KINDS,
     LAYERS,
+    NAR_LISTINGS,
     PACKAGE_DETAILS,
     PACKAGES,
     PINS,
     QUOTA_USAGE,
     REFERRERS,
     SIGNING_KEYS,
+    SUBSTITUTED_CLOSURES,
     TAGS,
     TAGS_IN_ORDER,
     USES,
@@ -135,6 +139,8 @@ CHECKS: Mapping[str, Check] = {
     API_TOKENS: _readable(read_api_token),
     SIGNING_KEYS: _readable(read_signing_key),
     API_TOKEN_USES: lambda content: content == b"{}",
+    SUBSTITUTED_CLOSURES: _readable(read_narinfos),
+    NAR_LISTINGS: _readable(Listing.decode),
     QUOTA_USAGE: _readable(read_usage),
 }
 
