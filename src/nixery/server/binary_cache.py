@@ -15,12 +15,11 @@ from contextlib import aclosing
 from functools import partial
 
 from nixery.access.policy import current_access
-from nixery.binary_caches.narinfo import encode_base32
 from nixery.builds.cache_signing import CacheKeys
 from nixery.builds.served_paths import ImageOfPath, ServedPaths
 from nixery.builds.slots import Share, Slots
 from nixery.caching import LRUCache, SingleFlight
-from nixery.closure import STORE_DIRECTORY, PathInfo
+from nixery.closure import STORE_DIRECTORY, PathInfo, encode_base32
 from nixery.errors import LoginRequired, NixeryError, StorePathUnknown, TooBusy
 from nixery.oci.digest import Digest
 from nixery.oci.documents import referenced_blobs
