@@ -17,6 +17,7 @@ from nixery.access.api_tokens import read_api_token
 from nixery.access.registry_tokens import read_signing_key
 from nixery.access.shared_usage import read_usage
 from nixery.builds.build_cache import ImageRecord
+from nixery.builds.cache_signing import CacheKey
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
 from nixery.builds.image_closure import decode_closure
@@ -38,6 +39,7 @@ from nixery.storage.records import (
     BATCHES,
     BUILD_PROGRESS,
     BUILDS,
+    CACHE_KEYS,
     COLLECTIONS,
     EVALUATIONS,
     IMAGE_CLOSURES,
@@ -138,6 +140,7 @@ CHECKS: Mapping[str, Check] = {
     # A token whose record is torn is refused anyway.
     API_TOKENS: _readable(read_api_token),
     SIGNING_KEYS: _readable(read_signing_key),
+    CACHE_KEYS: _readable(CacheKey.parse),
     API_TOKEN_USES: lambda content: content == b"{}",
     SUBSTITUTED_CLOSURES: _readable(read_narinfos),
     NAR_LISTINGS: _readable(Listing.decode),

@@ -11,6 +11,7 @@ import zstandard
 
 from nixery.access.api_tokens import ApiTokens
 from nixery.access.registry_tokens import SigningKeys
+from nixery.builds.cache_signing import CacheKeys
 from nixery.builds.history import BuildReport
 from nixery.builds.index_records import StateIndex
 from nixery.builds.pins import Term
@@ -95,6 +96,7 @@ async def valid_records(store: Store) -> None:
     await catalogue.record_tag("name", "tag", digest)
     await catalogue.record_name("name", "tag", digest)
     await SigningKeys(store.records).current()
+    await CacheKeys(store.records).current()
     tokens = ApiTokens(store.records)
     await tokens.verify((await tokens.create("ci", groups=["builders"], expires_in=60))[0])
     contents = {
