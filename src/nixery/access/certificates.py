@@ -155,6 +155,12 @@ def _parsed(value: str) -> x509.Certificate:
     """
     if len(value) > _LONGEST:
         raise CredentialsRefused("the client certificate is too long")
+    # None of the forms has a comma. A proxy that adds a field beside that of its client would otherwise hand on the
+    # client's choice: the first certificate, which anyone who has seen it can send.
+    if "," in value:
+        raise CredentialsRefused(
+            "the proxy sent several client certificates: configure it to replace the header field of its client"
+        )
     try:
         if value.startswith(_ESCAPED_PEM):
             return x509.load_pem_x509_certificate(unquote_to_bytes(value))

@@ -94,9 +94,11 @@ class NixGarbageCollector:
         try:
             yield place / "result"
         finally:
-            for link in place.iterdir():
-                with suppress(OSError):
-                    self._registration(link).unlink()
+            # It may have been deleted, as above; then Nix removes the registrations, which lead nowhere.
+            with suppress(OSError):
+                for link in place.iterdir():
+                    with suppress(OSError):
+                        self._registration(link).unlink()
             shutil.rmtree(place, ignore_errors=True)
 
     def protect(

@@ -211,10 +211,16 @@ def test_a_malformed_field_is_refused(verify: Verify, value: str) -> None:
         verify(value)
 
 
-def test_two_fields_are_refused(verify: Verify, authority: Authority) -> None:
-    value = rfc_9440(authority.issue("alice"))
+@pytest.mark.parametrize(
+    "spelt", [rfc_9440, lambda one: quote(pem(one)), der], ids=["RFC 9440", "nginx", "Traefik"]
+)
+def test_two_fields_are_refused(
+    verify: Verify, authority: Authority, spelt: Callable[[x509.Certificate], str]
+) -> None:
+    # The first one is the client's own choice, if the proxy adds its field after it.
+    alice, bob = (spelt(authority.issue(name)).replace("\n", "%0A") for name in ("alice", "bob"))
     with pytest.raises(CredentialsRefused):
-        verify(f"{value}, {value}")
+        verify(f"{alice}, {bob}")
 
 
 def test_the_user_and_the_groups_may_be_other_names_with_a_prefix(
