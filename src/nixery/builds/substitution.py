@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock
 from typing import Annotated, NamedTuple
 
@@ -119,7 +119,12 @@ class Substitution:
         For the event loop; threads use what it yields.
         """
         names = Names(self, {path: closure[path].nar_hash for path in narinfos})
-        with ReadAhead(lambda path, memory: self._caches.open(narinfos[path], memory)) as nars:
+
+        def open_nar(path: StorePath, memory: int) -> AbstractContextManager[Iterator[bytes]]:
+            names.require_room(path)
+            return self._caches.open(narinfos[path], memory)
+
+        with ReadAhead(open_nar) as nars:
             files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
             yield SubstitutedContents(files, names)
 
@@ -258,12 +263,20 @@ class Names(MutableMapping[StorePath, Listing]):
         with self._lock:
             before = self._known.get(path)
             self._left -= listing.text_size - (before.text_size if before is not None else 0)
-            if self._left < 0:
-                raise UnsafeContents(
-                    str(path).encode(),
-                    f"with it, the names of the image's store paths have more than {_MOST_NAME_BYTES:,} bytes",
-                )
+            self.require_room(path)
             self._known[path] = listing
+
+    def require_room(self, path: StorePath) -> None:
+        """Check that the limit is not exceeded yet, before another store path is fetched in vain.
+
+        Raises:
+            UnsafeContents: it is.
+        """
+        if self._left < 0:
+            raise UnsafeContents(
+                str(path).encode(),
+                f"with it, the names of the image's store paths have more than {_MOST_NAME_BYTES:,} bytes",
+            )
 
     def __getitem__(self, path: StorePath) -> Listing:
         listing = self._known.get(path)

@@ -57,8 +57,12 @@ async def test_the_names_of_an_image_have_a_limit(substitution: Substitution) ->
     for _ in range(2):  # again is not more
         for path in paths[:4]:
             names[path] = listing
+    names.require_room(paths[4])
     with pytest.raises(UnsafeContents, match="the names of the image's store paths"):
         names[paths[4]] = listing
+    # The other layers fetch nothing more.
+    with pytest.raises(UnsafeContents):
+        names.require_room(paths[0])
 
 
 async def test_a_cache_that_adds_to_narinfos_does_not_fill_the_memory(records: RecordStore) -> None:
