@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,9 +30,6 @@ _COMPRESSIONS = frozenset(get_args(Compression))
 _DEFAULT_COMPRESSION = "bzip2"
 
 _MOST_SIGNATURES = 64
-
-# Signatures of one key that are tried. A key signs a path in one way, and a cache may add any number of wrong ones.
-_MOST_OF_KEY = 2
 
 
 _SHA256 = 32
@@ -141,10 +137,8 @@ class Trust:
 
     def _is_signed(self, info: PathInfo, signatures: list[tuple[str, bytes]]) -> bool:
         signed = fingerprint(info)
-        tried: Counter[str] = Counter()
         for name, signature in signatures:
-            if name in self.keys and tried[name] < _MOST_OF_KEY:
-                tried[name] += 1
+            if name in self.keys:
                 try:
                     self.keys[name].verify(signature, signed)
                 except InvalidSignature:

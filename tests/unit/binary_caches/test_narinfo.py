@@ -142,17 +142,6 @@ def test_a_tree_needs_the_nar_hash_of_its_content_address() -> None:
         TRUST.read(wrong, path_of(wrong), "cache")
 
 
-def test_few_signatures_of_a_key_are_tried() -> None:
-    # Each costs the event loop 0.1 ms, and a cache without the key can add them.
-    info = path_info("hello", nar_of_file(b"hello"))
-    right = f"Sig: {KEY.sign(info)}\n".encode()
-    wrong = f"Sig: {KEY.name}:{'A' * 86}==\n".encode()
-    text = narinfo_text(info)
-    assert TRUST.read(text + wrong + right, info.path, "cache").info == info
-    with pytest.raises(Untrusted, match="its signature of the key ours-1 is wrong"):
-        TRUST.read(text + 2 * wrong + right, info.path, "cache")
-
-
 def test_without_signatures_all_is_trusted() -> None:
     unsigned = SIGNED[: SIGNED.index(b"Sig: ")]
     with pytest.raises(Untrusted, match="it has no signature"):
