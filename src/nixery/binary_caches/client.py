@@ -24,6 +24,9 @@ from nixery.errors import AnswerTooLarge, BinaryCacheFailed, SettingsError
 # Bytes of nix-cache-info.
 _LARGEST_CACHE_INFO = 64 * 1024
 
+# Bytes and signatures of a narinfo up to which the event loop reads it: a thread costs as much as a usual narinfo.
+_LARGE, _FEW_SIGNATURES = 32 * 1024, 4
+
 # Of a cache that does not say (``store-api.hh`` of Nix).
 _DEFAULT_PRIORITY = 50
 
@@ -335,6 +338,9 @@ class _Cache:
                 if error.again:
                     self.fail(error.reason)
                 raise
+        # Nothing signs what a cache adds: many wrong signatures, or references, take tens of milliseconds.
+        if len(content) > _LARGE or content.count(b"\nSig:") > _FEW_SIGNATURES:
+            return await asyncio.to_thread(self.trust.read, content, path, self.name)
         return self.trust.read(content, path, self.name)
 
     async def state(self, tried: Collection[StorePath]) -> CacheState:

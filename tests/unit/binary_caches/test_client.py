@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
@@ -128,6 +129,27 @@ async def test_many_paths_are_asked_for_at_once(cache: CacheServer, caches: Clie
     absent = store_path("absent")
     assert set(await client.find([*paths, absent], _LIMIT)) == set(paths)
     assert cache.requested("nix-cache-info") == 1
+
+
+async def test_many_signatures_are_checked_outside_of_the_event_loop(
+    cache: CacheServer, caches: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    read = Trust.read
+
+    def noting(self: Trust, content: bytes, path: StorePath, name: str) -> NarInfo:
+        threads.append(threading.current_thread())
+        return read(self, content, path, name)
+
+    monkeypatch.setattr(Trust, "read", noting)
+    client = caches(cache.url)
+    path = cache.add("package", CONTENT, KEY)
+    answer = cache.answers[narinfo_name(path)]
+    assert isinstance(answer, Answer)
+    assert isinstance(answer.content, bytes)
+    answer.content += 60 * f"Sig: {KEY.name}:{'A' * 86}==\n".encode()
+    assert (await found(client, path)).info.path == path
+    assert threading.main_thread() not in threads
 
 
 async def test_caches_are_asked_in_the_order_of_their_priorities(cache: CacheServer, caches: Clients) -> None:
