@@ -187,6 +187,10 @@ class Listing:
             node = self._of(node).find(component)
         return self._of(node)
 
+    def has_names_of(self, other: Listing) -> bool:
+        """Whether the names, types, sizes and targets are those of another listing; contents do not count."""
+        return self._root == other._root and list(self._directories) == list(other._directories)
+
     def _of(self, node: Node | None) -> Directory:
         if node is None or node.directory is None:
             kind = errno.ENOENT if node is None else errno.ELOOP if stat.S_ISLNK(node.mode) else errno.ENOTDIR
