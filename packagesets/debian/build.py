@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from building.database import record_packages
 from building.elf import patch
 from building.errors import BuildError
 from building.installation import install
@@ -47,6 +48,7 @@ def build(environment: Mapping[str, str]) -> None:
     link_programs(links, outputs)
     record_dependencies(outputs)
     _remove_empty_directories(outputs.own)
+    record_packages(links.controls, outputs)
 
 
 def _files(root: str) -> Iterator[Path]:

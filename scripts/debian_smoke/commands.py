@@ -21,11 +21,13 @@ class Command:
         arguments: of the program.
         statuses: exit statuses of a program that started.
         prints: a regular expression that the output must match.
+        ignores: a regular expression of messages about optional files, which no package of Debian has.
     """
 
     arguments: tuple[str, ...]
     statuses: frozenset[int] = frozenset({0})
     prints: str = ""
+    ignores: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,10 @@ def fault(command: Command, run: Run) -> str | None:
     """Return why a run shows that the program did not start, or None if it did."""
     if run.status is None:
         return "it ran until the time limit"
-    found = _FAULTS.search(run.output)
+    output = re.sub(command.ignores, "", run.output) if command.ignores else run.output
+    found = _FAULTS.search(output)
     if found is not None:
-        return _line_at(run.output, found.start())
+        return _line_at(output, found.start())
     if run.status not in command.statuses:
         return f"exit status {run.status}: {_first_line(run.output)}"
     if not re.search(command.prints, run.output):
@@ -119,7 +122,10 @@ def _table() -> Mapping[str, Command]:
     lines: dict[str, dict[str, Any]] = tomllib.loads(COMMANDS.read_text())
     return {
         package: Command(
-            tuple(line["arguments"]), frozenset(line.get("statuses", (0,))), line.get("prints", "")
+            tuple(line["arguments"]),
+            frozenset(line.get("statuses", (0,))),
+            line.get("prints", ""),
+            line.get("ignores", ""),
         )
         for package, line in lines.items()
     }

@@ -16,6 +16,7 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.access.shared_usage import SharedUsage
 from nixery.binary_caches.client import BinaryCaches
 from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
@@ -56,6 +57,7 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import Clients
 from nixery.server.health import Health
 from nixery.server.http import AnswerWriter, Handler
@@ -107,6 +109,7 @@ class Components:
         admin: the listener for health and metrics.
         images: builds images, or finds them.
         blobs: the content of images.
+        closures: the store paths of images.
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
@@ -121,6 +124,7 @@ class Components:
     admin: Application
     images: Images
     blobs: BlobStore
+    closures: ImageClosures
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
@@ -157,7 +161,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     small_blobs = SmallBlobs(blobs)
 
     # Access.
-    quotas = Quotas()
+    quotas = Quotas(shared=SharedUsage(records) if resources.address is not None else None)
     rules = _access_rules(settings, resources, records, quotas)
     audit = _audit_log(settings, resources)
 
@@ -233,6 +237,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
+    tls = resources.tls
+    metrics.watch_certificate(lambda: None if tls is None else tls.current.expires.timestamp())
     evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
@@ -257,7 +263,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
+    build_bounds = BuildBounds(
+        slots, settings.build_timeout, admit=quotas.admit_build, refresh=quotas.refresh
+    )
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -289,12 +297,20 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         log_links=settings.public_builds,
         audit=audit,
     )
+    private = settings.admin_port is None and (resources.address is None or is_loopback(resources.address))
+    published = PublishedBuilds(
+        history,
+        FollowerBounds(settings.max_followers, settings.max_followers_per_client),
+        public=settings.public_builds,
+    )
+    cancellation = BuildCancellation(builds, published, audit, private=private)
     below, pages = _pages(
         settings,
         resources,
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history, closures),
-        history,
+        published,
+        cancellation,
         images,
         catalogue,
     )
@@ -334,22 +350,23 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     application = Application(
         registry.answer,
         observation,
-        health.public_routes(
-            private=settings.admin_port is None
-            and (resources.address is None or is_loopback(resources.address))
-        ),
+        health.public_routes(private=private),
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
         access=access,
         encrypted=settings.tls_certificate is not None,
     )
-    admin = Application(None, observation, health.admin_routes())
+    admin = Application(
+        None, observation, health.admin_routes(), {"/api/v1/builds/": cancellation.answer_operator}
+    )
 
     async def close() -> None:
         closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
         await asyncio.gather(*closing)
-        await asyncio.gather(history.close(), *([substitution.close()] if substitution else []))
+        await asyncio.gather(
+            history.close(), quotas.close(), *([substitution.close()] if substitution else [])
+        )
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
@@ -368,6 +385,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             admin,
             images,
             blobs,
+            closures,
             pins,
             evaluator,
             index,
@@ -457,22 +475,28 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     resources: Resources,
     index: PackageIndex,
     descriptions: ImageDescriptions,
-    history: BuildHistory,
+    builds: PublishedBuilds,
+    cancellation: BuildCancellation,
     images: Images,
     catalogue: Catalogue,
 ) -> tuple[dict[str, Handler], Pages]:
     """Make the API and the pages, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
-    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
-    published = PublishedBuilds(history, bounds, public=public)
     packages, writer = PublishedPackages(index), AnswerWriter()
     api = Api(
         Packages(packages, writer),
-        Builds(published, images, platforms),
+        Builds(builds, images, cancellation, platforms),
         ImageDocuments(descriptions, platforms, writer, compare=public),
     )
     pages = Pages(
-        published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
+        builds,
+        cancellation,
+        packages,
+        descriptions,
+        PublishedImages(catalogue, public=public),
+        platforms,
+        writer,
+        settings.failure_ttl,
     )
     return {"/api/": api.answer, "/": pages.answer}, pages
 

@@ -35,6 +35,7 @@
     │       ├── NixUnusable           Nix is missing, or its answer is not understood
     │       └── PathsCollected        Nix's garbage collector deleted paths in use
     ├── PlatformFailed                one of several platforms: holds one of the above
+    ├── BuildCancelled                somebody who may do so ended the build
     ├── StorageError                  the administrator of the storage
     │   ├── BlobVerificationFailed
     │   ├── StorageFull
@@ -57,6 +58,7 @@ Errors carry data. ``server/errors.py`` alone maps them to a status and a code; 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,8 +72,20 @@ LONGEST_MESSAGE = 16_000
 # Characters of a file's name that a message shows: enough to find the file.
 _LONGEST_FILE_NAME = 300
 
+# The name in ``<hash>-<name>.drv``.
+_DERIVATION = re.compile(r"(?:[0-9a-z]{32}-)?(.*?)(?:\.drv)?", re.DOTALL)
+
+# A line of a log with a reason: "main.c:3:1: error: ...", "error[E0425]: ...", "ImportError: ...".
+_TELLING = re.compile(r"(?:error|Error|ERROR|fatal)(?:\[\w+\])?: ")
+
 # The disk, or this user's quota, is full; or a file may not become as large as that (setrlimit(2)).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def derivation_name(file: str) -> str:
+    """Return the name in ``<hash>-<name>.drv``: people read it, and the hash tells them nothing."""
+    match = _DERIVATION.fullmatch(file)
+    return match[1] if match else file
 
 
 class NixeryError(Exception):
@@ -171,6 +185,7 @@ class PackageUnknown(RequestError):
         hint = f"; did you mean {' or '.join(near_names)}?" if near_names else ""
         super().__init__(f"the package set has no {name}{hint}")
         self.name = name
+        self.near_names = tuple(near_names)
 
 
 class Reason(StrEnum):
@@ -287,19 +302,42 @@ class BuildFailed(PackageSetError):
     Attributes:
         derivation: file name of the derivation that failed; ``None`` when Nix failed without naming one.
         log_tail: the last lines that the builder wrote.
+        summary: the reason in Nix's words, on one line.
         disturbed: whether Nix's garbage collector was running at the time, which may have been the cause.
+
+    Args:
+        needed_by: the package of the image that needs the derivation; empty if it is that package's own, or unknown.
     """
 
     def __init__(
-        self, derivation: str | None, log_tail: tuple[str, ...], summary: str, *, disturbed: bool = False
+        self,
+        derivation: str | None,
+        log_tail: tuple[str, ...],
+        summary: str,
+        *,
+        disturbed: bool = False,
+        needed_by: str = "",
     ) -> None:
-        what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
+        needs = f", which {needed_by} needs," if needed_by else ""
+        what = (
+            f"building {derivation_name(derivation)}{needs} failed"
+            if derivation
+            else "Nix could not build the packages"
+        )
         # Most clients show the message and nothing else, so it has to contain the reason.
-        last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
-        reason = f"; its log ends with: {last}" if last and last not in summary else ""
+        lines = [line.strip() for line in log_tail if line.strip()]
+        last = lines[-1] if lines else ""
+        # The last line is often that of a tool that ran the one with the reason: "make: *** [all] Error 1".
+        telling = next((line for line in reversed(lines) if _TELLING.search(line)), last)
+        reason = f"; its log {'ends with' if telling == last else 'has'}: {telling}" if telling else ""
+        if telling and telling in summary:
+            reason = ""
+        elif derivation and not lines:
+            reason = "; it wrote nothing"
         super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail
+        self.summary = summary
         self.disturbed = disturbed
 
 
@@ -378,8 +416,16 @@ class NixTimedOut(NixError):
         setting: str = "NIX_TIMEOUT",
     ) -> None:
         evaluates = setting == EVALUATION_TIMEOUT
-        what = f"building {derivation}" if derivation else "the evaluation" if evaluates else "Nix"
-        super().__init__(f"{what} took longer than {seconds:g} seconds ({setting})")
+        what = (
+            f"building {derivation_name(derivation)}"
+            if derivation
+            else "the evaluation"
+            if evaluates
+            else "Nix"
+        )
+        super().__init__(
+            f"{what} took longer than {seconds:g} seconds ({setting}, which the operator of the server can raise)"
+        )
         self.derivation = derivation
         self.seconds = seconds
         self.log_tail = log_tail
@@ -390,8 +436,8 @@ class BuildDeadlineExceeded(NixError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); retry to continue from the "
-            "packages that were built"
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT, which the operator of the "
+            "server can raise); the next build begins with the packages that this one completed"
         )
         self.seconds = seconds
 
@@ -427,6 +473,17 @@ class PlatformFailed(NixeryError):
         super().__init__(f"{platform}: {error}")
         self.platform = platform
         self.error = error
+
+
+class BuildCancelled(NixeryError):
+    """A build was ended on request. It is not remembered: the next request starts the build again.
+
+    Args:
+        by: who ended it, for all who see the build or wait for it: a role, such as "an administrator", and not a name.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(f"the build was cancelled by {by}; pull the image again to start a new build")
 
 
 class StorageError(NixeryError):

@@ -48,7 +48,7 @@ HANDLERS = {
     "/api/v1/images/{image}": ImageDocuments.get,
     "/api/v1/digests/{image}": ImageDocuments.digest,
 }
-POSTS = {"/api/v1/builds": Builds.begin}
+POSTS = {"/api/v1/builds": Builds.begin, "/api/v1/builds/{build}/cancel": Builds.cancel}
 PAGES = {
     "/",
     "/images",

@@ -141,6 +141,9 @@ class _Protocol:
         self.responses: list[Response] = []
         self._body = body
 
+    async def client_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
     def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
         self._respond(status, headers, b"")
 

@@ -222,3 +222,27 @@ def test_a_program_with_room_gets_its_loader_and_run_path_in_place() -> None:
 def test_a_program_without_room_is_left_to_patchelf() -> None:
     assert patch_in_place(roomy_program(20), "/nix/store/x/ld.so", "/nix/store/x/lib") is None
     assert patch_in_place(b"#!/bin/sh\n", "/nix/store/x/ld.so", "/nix/store/x/lib") is None
+
+
+def test_a_program_whose_files_are_in_several_packages_is_called_by_debians_path(tmp_path: Path) -> None:
+    own, script, core = (tmp_path / name for name in ("own", "script", "core"))
+    for output in (own, script, core):
+        (output / "lib/office/program").mkdir(parents=True)
+    program = script / "lib/office/program/soffice"
+    program.touch(mode=0o755)
+    data = core / "lib/office/program/office.rc"
+    data.touch(mode=0o644)
+    both, alone = Outputs(str(own), [str(script), str(core)]), Outputs(str(tmp_path / "none"), [str(script)])
+    assert both.find_for_text("/usr/lib/office/program/soffice") is None
+    assert alone.find_for_text("/usr/lib/office/program/soffice") == str(program)
+    assert both.find_for_text("/usr/lib/office/program/office.rc") == str(data)
+
+
+@pytest.mark.parametrize("place", ["bin", "lib/x86_64-linux-gnu"])
+def test_a_program_in_a_directory_of_all_packages_is_called_in_its_own(tmp_path: Path, place: str) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for output in (own, other):
+        (output / place).mkdir(parents=True)
+    (other / place / "tool").touch(mode=0o755)
+    found = Outputs(str(own), [str(other)]).find_for_text(f"/usr/{place}/tool")
+    assert found == str(other / place / "tool")

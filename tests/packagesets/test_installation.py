@@ -204,3 +204,16 @@ def test_declared_dependencies_are_recorded_and_essential_ones_that_a_script_cal
 )  # fmt: skip
 def test_programs_that_a_file_calls(content: bytes, expected: set[str]) -> None:
     assert called_names(content) == expected
+
+
+def test_commands_of_a_sourced_part_of_a_shell_script_count(tmp_path: Path) -> None:
+    own, which = tmp_path / "own", tmp_path / "which"
+    (which / "bin").mkdir(parents=True)
+    (which / "bin/which").touch()
+    outputs = Outputs(str(own), [], [str(which)])
+    put(outputs, "share/doc/tool/example.sh", "which x\n", 0o644)
+    record_dependencies(outputs)
+    assert not (own / "nix-support").exists()
+    put(outputs, "lib/tool/part.sh", "which x\n", 0o644)
+    record_dependencies(outputs)
+    assert (own / "nix-support/dependencies").read_text() == f"{which}\n"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from building.outputs import Outputs
 from building.packages import adjust
 
@@ -53,3 +54,34 @@ def test_graphviz_has_a_list_of_the_plug_ins_that_are_there(tmp_path: Path) -> N
     assert "dot 0" in listed
     assert "libgvplugin_pango" not in listed
     assert listed.count("{") == listed.count("}")
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Outputs:
+    place = tmp_path / "share/ca-certificates/mozilla"
+    place.mkdir(parents=True)
+    for name in ("B.crt", "A.crt"):
+        (place / name).write_text(f"{name}\n")
+    (tmp_path / "etc/ssl/certs").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/update-ca-certificates").touch()
+    return Outputs(str(tmp_path), [])
+
+
+def test_certificates_have_no_script(certificates: Outputs, tmp_path: Path) -> None:
+    adjust("cacert", certificates)
+    assert (tmp_path / "etc/ssl/certs/ca-certificates.crt").read_text() == "A.crt\nB.crt\n"
+    assert not (tmp_path / "bin").exists()
+
+
+def test_the_script_for_certificates_trusts_all_of_them(certificates: Outputs, tmp_path: Path) -> None:
+    adjust("ca-certificates", certificates)
+    assert (tmp_path / "etc/ca-certificates.conf").read_text() == "mozilla/A.crt\nmozilla/B.crt\n"
+    assert (tmp_path / "bin/update-ca-certificates").exists()
+    assert not (tmp_path / "share/ca-certificates").exists()
+
+
+def test_directories_that_apachectl_makes_are_declared(tmp_path: Path) -> None:
+    adjust("apache2", Outputs(str(tmp_path), []))
+    (file,) = tmp_path.glob("lib/tmpfiles.d/*")
+    assert "d /run/apache2/socks 0755 www-data root - -\n" in file.read_text()

@@ -46,3 +46,16 @@ def test_bash_has_debians_sh_beside_it() -> None:
     packages.append(package("bash", "libc6, debianutils"))
     records = make_records({each.name: each for each in packages}, "x86-64-linux-gnu")
     assert records.groups["bash"]["dependencies"] == ["dash", "libc6"]
+
+
+def test_certificates_are_apart_from_the_script_that_updates_them() -> None:
+    packages = [package("libc6"), package("dash", "libc6"), package("openssl", "libc6")]
+    packages.append(package("ca-certificates", "openssl"))
+    records = make_records({each.name: each for each in packages}, "x86-64-linux-gnu")
+    package_group, certificates = records.groups["ca-certificates"], records.groups["cacert"]
+    assert certificates["members"] == package_group["members"]
+    assert (certificates["dependencies"], certificates["essential"]) == ([], [])
+    assert package_group["dependencies"] == ["cacert", "openssl"]
+    assert package_group.get("essential", records.essential) == ["dash"]
+    assert records.packages["cacert"]["group"] == "cacert"
+    assert records.packages["cacert"]["version"] == records.packages["ca-certificates"]["version"]

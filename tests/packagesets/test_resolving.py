@@ -59,3 +59,19 @@ def test_installed_packages_that_no_index_offers_and_other_architectures_are_ski
     installed = "Package: a\nVersion: 1\nArchitecture: amd64"
     foreign = "Package: b\nVersion: 1\nArchitecture: i386\nFilename: b.deb\nSHA256: 00"
     assert list(parse_index([installed, foreign, ""], "amd64")) == []
+
+
+@pytest.mark.parametrize(
+    ("depends", "expected"),
+    [
+        ("java-wrappers", {"java-wrappers", "default-jre-headless"}),
+        ("jarwrapper", {"jarwrapper", "default-jre-headless"}),
+        ("java-wrappers, default-jre | java8-runtime", {"java-wrappers", "default-jre"}),
+        ("unzip", {"unzip"}),
+    ],
+)
+def test_a_package_that_starts_java_has_a_runtime(depends: str, expected: set[str]) -> None:
+    user = package("user", depends=depends)
+    names = ("java-wrappers", "jarwrapper", "default-jre", "default-jre-headless", "unzip")
+    packages = {each.name: each for each in (user, *map(package, names))}
+    assert Resolver(packages).dependencies(user) == (expected, [])

@@ -1,6 +1,7 @@
 """Find things in the output that is being built and in those of its direct dependencies."""
 
 import os
+import re
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,6 +11,11 @@ from building.layout import output_path
 
 # A file of an output: one line with the path of each output that it uses without naming it.
 DEPENDENCIES = "nix-support/dependencies"
+# Another: the output's packages, for dpkg's database of an image.
+DPKG_STATUS = "nix-support/dpkg-status"
+
+# Directories that the packages of one product fill.
+_PRIVATE = re.compile(r"(?:lib|share)/(?![^/]+-linux-gnu[a-z0-9]*/)[^/]+/")
 
 
 def dependencies_of(output: str) -> list[str]:
@@ -67,14 +73,27 @@ class Outputs:
         return tuple(found)[len(self.dependencies) :]
 
     def find_for_text(self, path: str) -> str | None:
-        """The absolute place of Debian's `path`, unless it is a directory of several outputs: no store path is all of it."""
+        """The absolute place of Debian's `path`, unless several outputs are needed for it.
+
+        No store path is all of a directory that several outputs have. A program of another package in such a directory looks
+        for files of all of them beside itself, so it is called by Debian's path.
+        """
         relative = output_path(path)
         found = [
             place
             for output in (self.own, *self.dependencies)
             if os.path.lexists(place := f"{output}/{relative}")
         ]
-        return found[0] if found and not (len(found) > 1 and Path(found[0]).is_dir()) else None
+        if not found or (len(found) > 1 and Path(found[0]).is_dir()):
+            return None
+        return None if self._has_parts_elsewhere(relative, found[0]) else found[0]
+
+    def _has_parts_elsewhere(self, relative: str, place: str) -> bool:
+        """Whether a file is a program of another package, in a private directory that several outputs have."""
+        directory, _, _ = relative.rpartition("/")
+        if not _PRIVATE.match(f"{directory}/") or place == f"{self.own}/{relative}":
+            return False
+        return os.access(place, os.X_OK) and len(self.find_directories(directory)) > 1
 
     def find_program(self, name: str) -> str | None:
         """The place of the program `name`."""

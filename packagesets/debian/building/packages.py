@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,6 +187,49 @@ def _certificates(outputs: Outputs) -> None:
     texts = [certificate.read_text().rstrip("\n") + "\n" for certificate in certificates]
     (directory / "ca-bundle.crt").write_text("".join(texts))
     (directory / "ca-certificates.crt").symlink_to("ca-bundle.crt")
+    # The script and its configuration are in the output of the package, which depends on this one.
+    for place in ("bin", "etc/ca-certificates"):
+        shutil.rmtree(own / place, ignore_errors=True)
+
+
+def _certificates_package(outputs: Outputs) -> None:
+    """What update-ca-certificates reads: the certificates are in an output of their own, and all of them are trusted."""
+    own = Path(outputs.own)
+    certificates = own / "share/ca-certificates"
+    names = sorted(str(path.relative_to(certificates)) for path in certificates.glob("mozilla/*.crt"))
+    (own / "etc/ca-certificates.conf").write_text("".join(f"{name}\n" for name in names))
+    for place in ("share/ca-certificates", "etc/ssl"):
+        shutil.rmtree(own / place)
+
+
+def _apache(outputs: Outputs) -> None:
+    """The directories that apachectl makes at its start, which only root may."""
+    file = Path(outputs.own, "lib/tmpfiles.d/apache2-run.conf")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        "d /run/apache2 0755 root root - -\n"
+        "d /run/apache2/socks 0755 www-data root - -\n"
+        "d /run/lock/apache2 0755 www-data root - -\n"
+    )
+
+
+# Runtimes give a user without an entry in /etc/passwd the home `/`, where the user cannot write.
+_SHELL_HOME = """if [ "${HOME-}" = / ] && [ ! -w / ]; then
+    home="${TMPDIR:-/tmp}/home-$(@id@ -u)"
+    (umask 077 && mkdir "$home") 2>/dev/null || :
+    if [ -d "$home" ] && [ ! -L "$home" ] && [ -O "$home" ]; then
+        export HOME="$home"
+    fi
+fi
+"""
+
+
+def _erlang(outputs: Outputs) -> None:
+    """Erlang writes a cookie into the user's home when it starts."""
+    program, identify = Path(outputs.own, "lib/erlang/bin/erl"), outputs.find_program("id")
+    if program.is_file() and identify is not None:
+        first, newline, rest = program.read_text().partition("\n")
+        program.write_text(f"{first}{newline}{_SHELL_HOME.replace('@id@', identify)}{rest}")
 
 
 def _postgresql(outputs: Outputs) -> None:
@@ -285,7 +329,30 @@ def _other_name(program: str, name: str) -> Callable[[Outputs], None]:
 _SITE_CUSTOMIZATION = '''\
 import os
 import site
+import stat
 import sys
+
+
+def _make_home():
+    """Give a user whose home is `/`, as that of a user without an entry in /etc/passwd is, a home to write to."""
+    if os.environ.get("HOME") != "/" or os.access("/", os.W_OK):
+        return
+    home = "%s/home-%d" % (os.environ.get("TMPDIR") or "/tmp", os.getuid())
+    try:
+        os.mkdir(home, 0o700)
+    except OSError:
+        pass
+    try:
+        status = os.lstat(home)
+    except OSError:
+        return
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        return
+    os.environ["HOME"] = home
+    if site.ENABLE_USER_SITE:
+        # The user's modules are below the home, whose place is known already.
+        site.USER_BASE = site.USER_SITE = None
+        site.addusersitepackages(set())
 
 
 def _add_paths_of_packages():
@@ -313,6 +380,7 @@ def _add_paths_of_packages():
             sys.path.append(path)
 
 
+_make_home()
 _add_paths_of_packages()
 '''
 
@@ -360,7 +428,10 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"nodejs|libnode\d+", _nodejs),
     (r"libc6", _base_accounts),
     (r"libgvc6", list_plugins),
-    (r"ca-certificates", _certificates),
+    (r"cacert", _certificates),
+    (r"ca-certificates", _certificates_package),
+    (r"apache2", _apache),
+    (r"erlang-base", _erlang),
     (r"postgresql-\d+", _postgresql),
     (r"openjdk-\d+-(jre|jdk)-headless", _java),
 )

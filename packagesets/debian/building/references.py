@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from building.outputs import DEPENDENCIES, Outputs
+from building.outputs import DEPENDENCIES, DPKG_STATUS, Outputs
 
 _SHELL_SHEBANG = re.compile(rb"\A#![ \t]*\S*/(?:env[ \t]+)?(?:ba|da|k|z)?sh\b")
 # The name of a command: at the start of a line or after what may come before a command.
@@ -41,8 +41,9 @@ def record_dependencies(outputs: Outputs) -> None:
 
 def _has_files(output: str) -> bool:
     """Whether an output has more than licences: a package may be declared for its name alone (`gcc-12-base`)."""
-    top, share = Path(output), Path(output, "share")
-    return any(path != share for path in top.iterdir()) or any(path.name != "doc" for path in share.iterdir())
+    top = Path(output)
+    expected = {top / name for name in ("share", "share/doc", "nix-support", DPKG_STATUS)}
+    return bool({*top.iterdir(), *top.glob("share/*"), *top.glob("nix-support/*")} - expected)
 
 
 def _called_essential(outputs: Outputs) -> set[str]:
@@ -51,16 +52,21 @@ def _called_essential(outputs: Outputs) -> set[str]:
         return set()
     names = set()
     for path in _executables(outputs.own):
-        names |= called_names(path.read_bytes())
+        names |= called_names(path.read_bytes(), is_sourced=_is_sourced(path))
     return {providers[name] for name in names if name in providers}
 
 
-def called_names(content: bytes) -> set[str]:
-    """The names of programs that an executable file seems to call: a shell script's commands, a program's paths."""
+def called_names(content: bytes, *, is_sourced: bool = False) -> set[str]:
+    """The names of programs that an executable file seems to call: a shell script's commands, a program's paths.
+
+    Args:
+        content: of the file.
+        is_sourced: whether the file is a part of a shell script, whose first line does not say so.
+    """
     if content.startswith(b"\x7fELF"):
         names = {match.decode() for match in _ABSOLUTE.findall(content)}
         return names | {"sh"} if _RUNS_A_SHELL.search(content) else names
-    if _SHELL_SHEBANG.match(content):
+    if is_sourced or _SHELL_SHEBANG.match(content):
         return {match.decode() for match in _CALLED.findall(content)} - _BUILT_IN
     return set()
 
@@ -73,8 +79,12 @@ def _programs(outputs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _is_sourced(path: Path) -> bool:
+    return path.suffix == ".sh" and "/share/doc/" not in str(path)
+
+
 def _executables(root: str) -> list[Path]:
-    """Programs, and shared objects, which Debian does not mark as executable."""
+    """Programs; and shared objects and parts of shell scripts, which Debian does not mark as executable."""
     found = []
     for directory, directories, names in os.walk(root):
         directories.sort()
@@ -83,6 +93,7 @@ def _executables(root: str) -> list[Path]:
             if path.is_symlink() or not path.is_file():
                 continue
             status = path.stat()
-            if (status.st_mode & 0o100 or ".so" in name) and status.st_size <= _LARGEST:
+            is_program = status.st_mode & 0o100 or ".so" in name or _is_sourced(path)
+            if is_program and status.st_size <= _LARGEST:
                 found.append(path)
     return found

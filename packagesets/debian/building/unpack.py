@@ -31,7 +31,8 @@ class Directory:
 class Links:
     """What cannot be unpacked as it is. Links are made once all files are there: Debian's place of the link to its target.
 
-    `programs` are the places of programs outside `bin`, `scripts` the postinst scripts, `early_scripts` the preinst scripts.
+    `programs` are the places of programs outside `bin`, `scripts` the postinst scripts, `early_scripts` the preinst scripts,
+    `controls` the control files.
     """
 
     declared: dict[str, str] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Links:
     directories: list[Directory] = field(default_factory=list)
     scripts: list[str] = field(default_factory=list)
     early_scripts: list[str] = field(default_factory=list)
+    controls: list[str] = field(default_factory=list)
 
 
 def unpack(deb: str, out: str, links: Links) -> None:
@@ -49,9 +51,13 @@ def unpack(deb: str, out: str, links: Links) -> None:
             _unpack_member(archive, member, out, links)
     with _tar_of(deb, "--ctrl-tarfile") as archive:
         for member in archive:
-            scripts = {"postinst": links.scripts, "preinst": links.early_scripts}.get(Path(member.name).name)
-            if scripts is not None and (script := archive.extractfile(member)):
-                scripts.append(script.read(_LARGEST_SCRIPT).decode(errors="replace"))
+            texts = {
+                "postinst": links.scripts,
+                "preinst": links.early_scripts,
+                "control": links.controls,
+            }.get(Path(member.name).name)
+            if texts is not None and (text := archive.extractfile(member)):
+                texts.append(text.read(_LARGEST_SCRIPT).decode(errors="replace"))
 
 
 @contextmanager

@@ -19,7 +19,6 @@ ALIASES: Mapping[str, str] = {
     "bind": "bind9",
     "boost": r"libboost\d+(\.\d+)*-dev",
     "bzip2": "bzip2",
-    "cacert": "ca-certificates",
     "coreutils-full": "coreutils",
     "cron": "cron",
     "delta": "git-delta",
@@ -158,6 +157,8 @@ EXTRA_DEPENDENCIES = (
     (re.compile(r"python3-pip"), ("libstdc++6",)),
     (re.compile(r"libtinfo\d+(t64)?"), ("ncurses-base",)),
     (re.compile(r"file"), ("libmagic-mgc",)),
+    # Its program includes a file of a package that it only recommends.
+    (re.compile(r"php-horde-db"), ("php-horde-autoloader",)),
     (re.compile(r"gcc-\d+"), ("libc6-dev", "linux-libc-dev")),
 )  # fmt: skip
 # Essential and required packages whose programs scripts call undeclared. The builder of every group outside the closure of
@@ -166,8 +167,8 @@ ESSENTIAL = (
     "dash", "bash", "perl-base", "coreutils", "sed", "grep", "mawk", "hostname", "findutils", "diffutils", "debianutils",
     "gzip", "tar", "ncurses-bin", "util-linux", "bsdutils", "dpkg",
 )  # fmt: skip
-# Declared for programs that only maintainer scripts call: update-ca-certificates and add-shell.
-NEEDLESS = frozenset({("ca-certificates", "openssl"), ("bash", "debianutils"), ("dash", "debianutils")})
+# Declared for a program that only maintainer scripts call: add-shell.
+NEEDLESS = frozenset({("bash", "debianutils"), ("dash", "debianutils")})
 
 
 def resolve_aliases(names: Iterable[str]) -> dict[str, str]:

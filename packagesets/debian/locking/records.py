@@ -40,6 +40,7 @@ def make_records(packages: Mapping[str, Package], triplet: str) -> Records:
     groups = _groups(packages, graph, group_of)
     essential = _add_essential(groups, group_of)
     records = {name: _package_record(package, group_of[name]) for name, package in packages.items()}
+    _split_certificates(records, groups)
     return Records(records, groups, essential, unmet)
 
 
@@ -86,9 +87,27 @@ def _groups(
     return groups
 
 
-# nixery adds these to each image for their data. Their scripts, which few images need, would bring OpenSSL and the basic
-# commands into all of them; they run where an image has those anyway.
-_IN_EVERY_IMAGE = ("ca-certificates", "netbase")
+# nixery adds it to each image for its data. Its script, which few images need, would bring the basic commands into all of
+# them; it runs where an image has those anyway.
+_DATA_ALONE = "netbase"
+# The certificates of a package whose scripts need OpenSSL and the basic commands; nixery adds them to each image by this name.
+_CERTIFICATES = "cacert"
+_CERTIFICATES_PACKAGE = "ca-certificates"
+
+
+def _split_certificates(records: dict[str, Record], groups: dict[str, Record]) -> None:
+    """Add the group of the certificates alone, on which their package then depends for them."""
+    package = groups.get(_CERTIFICATES_PACKAGE)
+    if package is None:
+        return
+    record = records[_CERTIFICATES_PACKAGE]
+    name = store_name(_CERTIFICATES, record["version"])
+    groups[_CERTIFICATES] = {**package, "name": name, "dependencies": [], "essential": []}
+    records[_CERTIFICATES] = {key: value for key, value in record.items() if key != "mainProgram"} | {
+        "group": _CERTIFICATES,
+        "name": name,
+    }
+    package["dependencies"] = sorted([*package["dependencies"], _CERTIFICATES])
 
 
 def _add_essential(groups: dict[str, Record], group_of: Mapping[str, str]) -> list[str]:
@@ -103,9 +122,8 @@ def _add_essential(groups: dict[str, Record], group_of: Mapping[str, str]) -> li
         # Nearly all groups have all of them.
         if record["essential"] == essential:
             del record["essential"]
-    for group in _IN_EVERY_IMAGE:
-        if group in groups:
-            groups[group] |= {"dependencies": [], "essential": []}
+    if _DATA_ALONE in groups:
+        groups[_DATA_ALONE] |= {"dependencies": [], "essential": []}
     return essential
 
 

@@ -20,7 +20,14 @@ MAINTAINER_ONLY = frozenset(
     }
 )  # fmt: skip
 # These really use dpkg or debconf, rather than only calling them from a maintainer script.
-_USES_DPKG = re.compile(r"^(dpkg-.*|apt|libapt-.*|debconf-.*|devscripts|debhelper|libdpkg-.*)$")
+_USES_DPKG = re.compile(
+    r"^(dpkg-.*|apt|libapt-.*|debconf-.*|devscripts|debhelper|libdpkg-.*|libpam-runtime)$"
+)
+
+# Their scripts start Java for the programs of other packages, of which some leave the choice of a runtime to the user.
+_STARTS_JAVA = frozenset({"java-wrappers", "jarwrapper"})
+_JAVA_RUNTIME = re.compile(r"(default|openjdk-\d+)-(jre|jdk)(-headless)?|java\d*-runtime(-headless)?")
+_DEFAULT_JAVA = "default-jre-headless"
 
 _TERM = re.compile(r"^([^\s:(\[]+)(?::\S+)?\s*(?:\(\s*([<>=]+)\s*([^\s)]+)\s*\))?")
 
@@ -72,6 +79,8 @@ class Resolver:
                 unmet.append(clause)
             elif name != package.name:
                 names.add(name)
+        if names & _STARTS_JAVA and not _names_java(package) and (java := self.resolve(_DEFAULT_JAVA)):
+            names.add(java)
         return names, unmet
 
     def resolve(self, clause: str) -> str | None:
@@ -92,6 +101,12 @@ class Resolver:
             ):
                 return provider.package
         return None
+
+
+def _names_java(package: Package) -> bool:
+    return any(
+        _JAVA_RUNTIME.fullmatch(term.name) for clause in package.dependencies for term in parse_clause(clause)
+    )
 
 
 @cache

@@ -54,6 +54,7 @@ from nixery.packing.accounts import add_passwords
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.companions import copy_programs_beside_their_files
 from nixery.packing.declared_accounts import add_declared_accounts
+from nixery.packing.dpkg_database import add_dpkg_database
 from nixery.packing.foreign_programs import add_loader
 from nixery.packing.nix_database import add_nix_database
 from nixery.packing.root_filesystem import (
@@ -347,6 +348,7 @@ def _plan_root(
     if any(package.fhs for package in contents.packages):
         copy_programs_beside_their_files(root.tree, files)
     add_system_files(root.tree, files, contents.os_release)
+    add_dpkg_database(root.tree, files)
     add_declared_accounts(root.tree, files)
     add_loader(root.tree, files, request.platform)
     user = (0, 0)

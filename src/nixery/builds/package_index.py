@@ -133,11 +133,13 @@ class DefaultState:
         pin: the state.
         since: when this server began to serve it, in seconds since the epoch.
         progress: of its index; ``None`` while it is being listed.
+        is_only: whether the source has no other state, whatever the tag.
     """
 
     pin: Pin
     since: float
     progress: Progress | None
+    is_only: bool = False
 
 
 class PackageIndex:
@@ -324,7 +326,8 @@ class PackageIndex:
         if pin is None:
             return None
         state = self._recent.get(pin)
-        return DefaultState(pin, self._default_since, None if state is None else state.progress)
+        progress = None if state is None else state.progress
+        return DefaultState(pin, self._default_since, progress, self._pins.ignores_tags)
 
     async def facts(self, pin: Pin) -> Mapping[str, str]:
         """Return what a package set says of itself, as in ``/etc/os-release``; empty before it is evaluated.

@@ -7,15 +7,22 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
+import structlog
+
 from nixery.binary_caches.narinfo import NarInfo
 from nixery.builds.events import Observe
 from nixery.builds.substitution import Names, Substitution
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
+from nixery.errors import BuildFailed, NixeryError, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.nix.packages import Contents
 from nixery.nix.realisation import Nix
 from nixery.packing.contents import JoinedContents, StoreContents
 from nixery.packing.local_store import LocalStore
+
+# Packages that are asked whether they need a derivation that failed; each costs a process.
+_MOST_SEARCHED = 10
+
+_log = structlog.get_logger("nixery.build")
 
 
 class WrongDeriver(Exception):
@@ -115,9 +122,12 @@ class Provider:
                 nix = self._nix
                 if nix is None:
                     raise self._unavailable(rest)
-                provided = await stack.enter_async_context(
-                    nix.realise(installables, observe, resume_collector)
-                )
+                try:
+                    provided = await stack.enter_async_context(
+                        nix.realise(installables, observe, resume_collector)
+                    )
+                except BuildFailed as error:
+                    raise await _explained(nix, error, contents) from error
                 _require_provided(rest, provided)
                 closure = await nix.closure(sorted({output.path for output in rest}))
                 _require_derivers(rest, closure)
@@ -185,6 +195,26 @@ class Provider:
                 for name, output in sorted(by_name.items())
             )
         )
+
+
+async def _explained(nix: Nix, error: BuildFailed, contents: Contents) -> BuildFailed:
+    """Return the error with the package of the image that needs the derivation, if that is not the package's own."""
+    failed = error.derivation
+    if failed is None or failed in {package.derivation.base_name for package in contents.packages}:
+        return error
+    try:
+        for package in contents.packages[:_MOST_SEARCHED]:
+            if await nix.needs(package.derivation, failed):
+                return BuildFailed(
+                    failed,
+                    error.log_tail,
+                    error.summary,
+                    disturbed=error.disturbed,
+                    needed_by=package.name or package.requested_name,
+                )
+    except NixeryError:
+        _log.debug("cannot find out what needs a failed derivation", derivation=failed)
+    return error
 
 
 def _outputs(contents: Contents) -> list[_Output]:

@@ -134,8 +134,8 @@ class Substitution:
                 await self._records.put(NAR_LISTINGS, nar_hash, content)
 
     def _keep(self, nar_hash: str, listing: Listing, size: int) -> None:
-        # Names take several times the bytes of the compressed record.
-        self._listings.put(nar_hash, (listing, size), 8 * size)
+        # Text and the objects of some directories take many times the bytes of the compressed record.
+        self._listings.put(nar_hash, (listing, size), 24 * size)
 
     def _completes(self, path: StorePath, found: dict[StorePath, NarInfo]) -> bool:
         """Add the closure of a path from memory, as far as it is there; return whether that is all of it."""

@@ -233,7 +233,8 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     works = nix.right
     if not works and settings.substitute == "direct" and not _is_anywhere(build_environment(os.environ)):
         nix = Finding("nix", right=True, found=_WITHOUT_NIX, advice=_NO_NIX)
-    yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))
+    found = f"{nix.found}, and has known flaws" if works and flawed else nix.found
+    yield replace(nix, found=found, advice=nix.advice or "; ".join(flawed.values()))
     if git:
         yield Finding("git", right=True, found=git, advice=_SAFER)
     yield from _tls(settings)
@@ -273,7 +274,7 @@ def _nix(environment: Mapping[str, str]) -> Finding:
             return Finding("nix", False, f"Nix {version[0]} does not evaluate", _CONFIGURE)
     except NixeryError as error:
         return Finding("nix", False, f"Nix is installed, but does not work: {error}", _CONFIGURE)
-    return Finding("nix", right=True, found=f"version {version[0]} evaluates")
+    return Finding("nix", right=True, found=f"version {version[0]} works")
 
 
 def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:

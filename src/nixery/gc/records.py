@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from nixery.access.api_tokens import read_api_token
 from nixery.access.registry_tokens import read_signing_key
+from nixery.access.shared_usage import read_usage
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
@@ -45,6 +46,7 @@ from nixery.storage.records import (
     PACKAGE_DETAILS,
     PACKAGES,
     PINS,
+    QUOTA_USAGE,
     REFERRERS,
     SIGNING_KEYS,
     TAGS,
@@ -133,6 +135,7 @@ CHECKS: Mapping[str, Check] = {
     API_TOKENS: _readable(read_api_token),
     SIGNING_KEYS: _readable(read_signing_key),
     API_TOKEN_USES: lambda content: content == b"{}",
+    QUOTA_USAGE: _readable(read_usage),
 }
 
 

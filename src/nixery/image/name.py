@@ -91,6 +91,12 @@ class ImageRequest:
     platform: Platform
     shell: bool
 
+    @property
+    def name(self) -> str:
+        """The shortest name of the image, without its platform; of an image without packages, the name of its platform."""
+        components = [*(["shell"] if self.shell else []), *self.requested]
+        return "/".join(components) or self.platform.architecture.name
+
 
 def validate_name(name: str) -> None:
     """Check a repository name against the grammar.

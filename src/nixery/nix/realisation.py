@@ -332,6 +332,21 @@ class Nix:
             raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(last)}")
         return await asyncio.to_thread(_with_sources, reader.plan)
 
+    async def needs(self, derivation: StorePath, other: str) -> bool:
+        """Whether a derivation needs another one, directly or not.
+
+        Args:
+            derivation: store path of a ``.drv``.
+            other: ``<hash>-<name>.drv``.
+
+        Raises:
+            PathsCollected: the derivation was collected meanwhile.
+            NixTimedOut: the query timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        requisites = await self._query("--query", "--requisites", str(derivation))
+        return any(path.endswith(f"/{other}") for path in requisites.split())
+
     async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield every derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
 

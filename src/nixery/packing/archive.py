@@ -40,7 +40,7 @@ class Archive:
         self._buffer, self._other = bytearray(CHUNK), bytearray(0)
         self._view = memoryview(self._buffer)
         self._filled = 0
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._gathered_size = 0
 
     def directory(self, name: bytes, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> None:
@@ -56,7 +56,11 @@ class Archive:
     ) -> None:
         """Append a file with the given content; its owner is the ids of a user and a group."""
         size = len(content)
-        self._append(tar.file(name, mode, size, owner) + content + tar.padding(size))
+        header, padding = tar.file(name, mode, size, owner), tar.padding(size)
+        self._gathered += (header, content, padding)
+        self._gathered_size += len(header) + size + len(padding)
+        if self._gathered_size >= _GATHERED:
+            self._put()
 
     def file_of(self, name: bytes, mode: int, size: int, pieces: Iterable[bytes | memoryview]) -> None:
         """Append a file whose content comes in pieces, each of which is copied before the next one is asked for.

@@ -2,18 +2,21 @@
 
 A listing stands for a store path that is not on this machine. It is compact: as text, one entry of a directory takes
 its name and some ten bytes, and only the directories that are read become objects.
+
+The listings that some binary caches have themselves (``<hash>.ls``) are not used: nothing signs them, and they decide
+where an image's names lead. A listing here is made from a NAR whose hash was checked.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
 import struct
 from collections.abc import ItemsView, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from operator import ge
+from typing import NamedTuple, Self
 
 import zstandard
 
@@ -24,7 +27,7 @@ from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE,
 # Debian's packages, with 120,000 names, has 6 MB of text.
 MOST_NAMES = 1 << 20
 MOST_BYTES = 1 << 26
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 20
 
 # Bytes that a kept content counts for beside its own and those of its name.
 KEPT_COST = 128
@@ -38,17 +41,14 @@ _HEADER = struct.Struct("<III")
 # targets contain a zero. The types: a plain file and an executable one with their sizes, a symlink with its target,
 # a directory with its number.
 PLAIN, EXECUTABLE, SYMLINK, DIRECTORY = b"r", b"x", b"l", b"d"
-_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d([0-9]{1,7}))" % LONGEST_PATH
+_NODE = rb"(?:[rx](?:0|[1-9][0-9]{0,17})|l[^\0]{1,%d}|d(0|[1-9][0-9]{0,6}))" % LONGEST_PATH
 _ROOT = re.compile(_NODE)
-_ENTRY = re.compile(rb"([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
+_ENTRY = re.compile(rb"(?<![^\0])([^/\0]{1,%d})/" % LONGEST_NAME + _NODE + rb"\0")
 
 _RELATIVE = frozenset({b".", b".."})
 
 # Bytes of text up to which a directory is looked up through a dictionary.
 _SMALL = 1 << 12
-
-# Bytes of a listing of a binary cache (``.ls``), which take ten times as much in memory.
-_LARGEST_JSON = 1 << 24
 
 
 class Node(NamedTuple):
@@ -89,7 +89,10 @@ class Directory:
     def __init__(self, text: bytes) -> None:
         self._text = text
         # A dictionary takes several times the text: a directory of a million names does without.
-        self._nodes = dict(self._items()) if len(text) <= _SMALL else None
+        self._nodes: dict[bytes, bytes] | None = None
+        if len(text) <= _SMALL:
+            # A node may have slashes in the target of a symlink.
+            self._nodes = dict(entry.split(b"/", 1) for entry in text.split(b"\0")[:-1])
 
     def find(self, name: bytes) -> Node | None:
         """Return the file with a name; ``None`` if there is none."""
@@ -98,7 +101,7 @@ class Directory:
 
     def names(self) -> Iterator[Name]:
         """List it, in the order of bytes."""
-        for name, node in self._items():
+        for name, node in self._items() if self._nodes is None else self._nodes.items():
             yield Name(name, node.startswith(DIRECTORY))
 
     def _search(self, name: bytes) -> bytes | None:
@@ -143,10 +146,10 @@ class Kept:
         """Return what is kept of a file; ``None`` if nothing is."""
         return self._contents.get(name)
 
-    def add(self, name: bytes, content: bytes) -> None:
-        """Keep a content, in place of another one of the file, if there is room for it."""
+    def add(self, name: bytes, content: bytes, reserve: int = 0) -> None:
+        """Keep a content, in place of another one of the file, if there is room for it and some more."""
         room = self._room - len(name) - len(content) - KEPT_COST
-        if room >= 0:
+        if room >= reserve:
             self._room = room
             self._contents[name] = content
 
@@ -168,12 +171,13 @@ class Listing:
         kept: as above.
     """
 
-    __slots__ = ("_directories", "_root", "kept", "root")
+    __slots__ = ("_directories", "_parsed", "_root", "kept", "root")
 
     def __init__(self, root: bytes, directories: Sequence[bytes], kept: Kept) -> None:
         self._root = root
         self.root = Node.parse(root)
         self._directories = directories
+        self._parsed: dict[int, Directory] = {}
         self.kept = kept
 
     def directory(self, name: bytes) -> Directory:
@@ -195,7 +199,10 @@ class Listing:
         if node is None or node.directory is None:
             kind = errno.ENOENT if node is None else errno.ELOOP if stat.S_ISLNK(node.mode) else errno.ENOTDIR
             raise OSError(kind, os.strerror(kind))
-        return Directory(self._directories[node.directory])
+        directory = self._parsed.get(node.directory)
+        if directory is None:
+            directory = self._parsed[node.directory] = Directory(self._directories[node.directory])
+        return directory
 
     def encode(self) -> bytes:
         """Return the listing as a record."""
@@ -240,28 +247,6 @@ class Listing:
             contents.add(name, content)
         return cls(root, rest[:directories], contents)
 
-    @classmethod
-    def from_json(cls, content: bytes) -> Self:
-        """Read the listing that a binary cache has beside a narinfo (``<hash>.ls``, version 1).
-
-        Nothing signs it: it is as trustworthy as the cache itself. It has no contents, and a cache cannot write names
-        that are not UTF-8.
-
-        Raises:
-            ValueError: it is not such a listing, or exceeds the limits.
-        """
-        if len(content) > _LARGEST_JSON:
-            raise ValueError(f"a cache's listing has more than {_LARGEST_JSON:,} bytes")
-        try:
-            document = json.loads(content)
-        except RecursionError:
-            raise ValueError("a cache's listing has too many directories within each other") from None
-        if not isinstance(document, dict) or document.get("version") != 1:
-            raise ValueError("a cache's listing is not of version 1")
-        root, directories = _from_json(document.get("root"))
-        _require_valid(root, directories)
-        return cls(root, directories, Kept())
-
 
 def _decompressed(record: bytes) -> bytes:
     try:
@@ -269,7 +254,7 @@ def _decompressed(record: bytes) -> bytes:
         size = zstandard.frame_content_size(record)
         if not 0 <= size <= MOST_BYTES + MOST_KEPT + 8 * MOST_NAMES:
             raise ValueError("a listing exceeds its limits")
-        text = zstandard.ZstdDecompressor().decompress(record)
+        text = zstandard.ZstdDecompressor().decompress(record, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError("a listing is torn") from error
     return text
@@ -277,7 +262,8 @@ def _decompressed(record: bytes) -> bytes:
 
 def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     match = _ROOT.fullmatch(root)
-    if match is None or int(match[1] or 0) >= max(1, len(directories)) + (match[1] is None):
+    # The store path itself comes last.
+    if match is None or (int(match[1]) if match[1] else -1) != len(directories) - 1:
         raise ValueError("a listing's root is not valid")
     if sum(map(len, directories)) > MOST_BYTES:
         raise ValueError("a listing exceeds its limits")
@@ -285,35 +271,13 @@ def _require_valid(root: bytes, directories: Sequence[bytes]) -> None:
     for number, text in enumerate(directories):
         entries = _ENTRY.findall(text)
         names = [name for name, _ in entries]
-        # The expression skips what it does not match.
-        size = sum(map(len, _ENTRY.split(text)[:: _ENTRY.groups + 1]))
         count += len(names)
-        if size or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
+        # The expression skips what it does not match, but never a zero.
+        is_whole = len(names) == text.count(b"\0") and text[-1:] in {b"", b"\0"}
+        if not is_whole or count > MOST_NAMES or not _RELATIVE.isdisjoint(names):
             raise ValueError("a listing has an entry that is not valid")
-        if any(map(bytes.__ge__, names, names[1:])):
+        if any(map(ge, names, names[1:])):
             raise ValueError("a listing's names are not sorted")
         # Smaller numbers only, so that no directory contains itself.
         if any(int(child) >= number for _, child in entries if child):
             raise ValueError("a listing's directories are not in order")
-
-
-def _from_json(root: Any) -> tuple[bytes, list[bytes]]:  # noqa: ANN401 -- JSON is anything
-    directories: list[bytes] = []
-
-    def node(value: Any) -> bytes:  # noqa: ANN401
-        match value:
-            case {"type": "regular", "size": int(size)}:
-                return (EXECUTABLE if value.get("executable") is True else PLAIN) + b"%d" % size
-            case {"type": "symlink", "target": str(target)}:
-                return SYMLINK + target.encode()
-            case {"type": "directory", "entries": dict(entries)}:
-                children = sorted((name.encode(), child) for name, child in entries.items())
-                text = b"".join(name + b"/" + node(child) + b"\0" for name, child in children)
-                directories.append(text)
-                return DIRECTORY + b"%d" % (len(directories) - 1)
-        raise ValueError("a cache's listing has an entry that is not valid")
-
-    try:
-        return node(root), directories
-    except RecursionError:
-        raise ValueError("a cache's listing has too many directories within each other") from None

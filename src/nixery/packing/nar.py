@@ -24,16 +24,14 @@ from nixery.files import LONGEST_NAME, LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE, STORE
 from nixery.packing.listing import (
-    EXECUTABLE,
     KEPT_COST,
     MOST_BYTES,
     MOST_KEPT,
     MOST_NAMES,
-    PLAIN,
     Kept,
     Listing,
 )
-from nixery.packing.root_contents import STORE_ITSELF, Keep, kept_in
+from nixery.packing.root_contents import STORE_ITSELF, Rule, kept_in
 
 # A part of a NAR. It need be valid only until the next one is asked for.
 Piece = bytes | memoryview
@@ -45,6 +43,9 @@ _WORD = _LENGTH.size
 _ENTRY_COST = MOST_BYTES // MOST_NAMES
 
 _RELATIVE = frozenset({b".", b".."})
+_LONGEST_RELATIVE = 2
+# Searching for a byte takes a fraction of the time of searching for a string.
+_SLASH = ord("/")
 
 
 def _string(text: bytes) -> bytes:
@@ -123,7 +124,11 @@ def read_nar(info: PathInfo, pieces: Iterable[Piece], name: bytes, size: int) ->
         return min(of, size) if found == last or not name else 0
 
     reader = _Reader(
-        info, pieces, None, lambda inside: keep if inside == directory else None, size + len(name) + KEPT_COST
+        info,
+        pieces,
+        None,
+        lambda inside: Rule(keep) if inside == directory else None,
+        size + len(name) + KEPT_COST,
     )
     reader.read()
     content = reader.kept.get(name)
@@ -141,12 +146,12 @@ class _Level:
         inside: its name below the store path, with a slash unless it is empty.
         entries: names and their nodes, as in the text of a listing.
         last: the name before.
-        keep: the bytes of a file of this directory to keep, by its name, size and whether it is executable.
+        keep: which contents of this directory to keep; ``None`` for none.
     """
 
     above: bytes
     inside: bytes
-    keep: Keep | None
+    keep: Rule | None
     entries: list[bytes] = field(default_factory=list)
     last: bytes = b""
 
@@ -159,7 +164,7 @@ class _Reader:
         info: PathInfo,
         pieces: Iterable[Piece],
         archive: Archive | None,
-        kept_in: Callable[[bytes], Keep | None] = kept_in,
+        kept_in: Callable[[bytes], Rule | None] = kept_in,
         room_for_kept: int = MOST_KEPT,
     ) -> None:
         self._info = info
@@ -218,44 +223,52 @@ class _Reader:
         level = levels[-1]
         archive, above, inside, keep = self._archive, level.above, level.inside, level.keep
         entries, last, room = level.entries, level.last, self._room
-        data, at, view = self._data, self._at, memoryview(self._data)
+        length_at = _LENGTH.unpack_from
+        data, at = self._data, self._at
+        starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
         while True:
-            if len(data) - at < _LONGEST_ENTRY and not self._ended:
+            if at > safe and not self._ended:
                 self._at = at
                 self._fill(_LONGEST_ENTRY)
-                data, at, view = self._data, self._at, memoryview(self._data)
-            if not data.startswith(_ENTRY, at):
-                if not data.startswith(_END_OF_NODE, at):
+                data, at = self._data, self._at
+                starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
+            if not starts(_ENTRY, at):
+                if not starts(_END_OF_NODE, at):
                     self._refuse("a directory has neither an entry nor an end where one is due")
                 self._at, self._room = at + len(_END_OF_NODE), room
                 self._leave(levels)
                 return
             at += len(_ENTRY)
-            (length,) = _LENGTH.unpack_from(data, at)
+            (length,) = length_at(data, at)
             at += _WORD
             name = data[at : at + length]
             # The first name of a directory comes after the empty one.
             if name <= last:
                 self._refuse("the names of a directory are not sorted, or not unique")
-            if length > LONGEST_NAME or b"/" in name or b"\0" in name or name in _RELATIVE:
+            if (
+                length > LONGEST_NAME
+                or _SLASH in name
+                or 0 in name
+                or (length <= _LONGEST_RELATIVE and name in _RELATIVE)
+            ):
                 self._refuse("a name is not one of a file")
             last = name
             at += length
             padding = length % _WORD
             room -= length + _ENTRY_COST
-            if data.startswith(_PLAIN[padding], at):
-                kind, mode = PLAIN, PLAIN_MODE
+            if starts(_PLAIN[padding], at):
+                text, mode = b"%b/r%d\0", PLAIN_MODE
                 at += len(_PLAIN[padding])
-            elif data.startswith(_SYMLINK[padding], at):
+            elif starts(_SYMLINK[padding], at):
                 at += len(_SYMLINK[padding])
-                (length,) = _LENGTH.unpack_from(data, at)
+                (length,) = length_at(data, at)
                 at += _WORD
                 target = data[at : at + length]
-                if not 0 < length <= LONGEST_PATH or b"\0" in target:
+                if not 0 < length <= LONGEST_PATH or 0 in target:
                     self._refuse("the target of a symlink is not one")
                 at += length
                 end = _END_OF_CONTENT[length % _WORD]
-                if not data.startswith(end, at):
+                if not starts(end, at):
                     self._refuse("a symlink does not end where it should")
                 at += len(end)
                 room -= length
@@ -265,10 +278,10 @@ class _Reader:
                     archive.symlink(above + name, target)
                 entries.append(b"%b/l%b\0" % (name, target))
                 continue
-            elif data.startswith(_EXECUTABLE[padding], at):
-                kind, mode = EXECUTABLE, EXECUTABLE_MODE
+            elif starts(_EXECUTABLE[padding], at):
+                text, mode = b"%b/x%d\0", EXECUTABLE_MODE
                 at += len(_EXECUTABLE[padding])
-            elif data.startswith(_DIRECTORY[padding], at):
+            elif starts(_DIRECTORY[padding], at):
                 self._at, self._room, level.last = at + len(_DIRECTORY[padding]), room, last
                 self._enter(levels, name)
                 return
@@ -278,24 +291,24 @@ class _Reader:
                 )
             if room < 0:
                 raise _too_many(above + name)
-            (size,) = _LENGTH.unpack_from(data, at)
+            (size,) = length_at(data, at)
             at += _WORD
-            wanted = 0 if keep is None else min(size, keep(name, size, kind is EXECUTABLE))
+            wanted = 0 if keep is None else min(size, keep.wanted(name, size, mode == EXECUTABLE_MODE))
             end = _END_OF_CONTENT[size % _WORD]
-            if data.startswith(end, at + size):
+            if starts(end, at + size):
                 content = view[at : at + size]
                 if archive is not None:
                     archive.file(above + name, mode, content)
-                if wanted:
-                    self.kept.add(b"" if inside == STORE_ITSELF else inside + name, bytes(content[:wanted]))
+                beginning = bytes(content[:wanted]) if wanted else b""
                 at += size + len(end)
             else:
                 self._at = at
                 beginning = self._read_large(above + name, mode, size, wanted)
-                if wanted:
-                    self.kept.add(b"" if inside == STORE_ITSELF else inside + name, beginning)
-                data, at, view = self._data, self._at, memoryview(self._data)
-            entries.append(b"%b/%b%d\0" % (name, kind, size))
+                data, at = self._data, self._at
+                starts, view, safe = data.startswith, memoryview(data), len(data) - _LONGEST_ENTRY
+            if keep is not None and wanted:
+                self.kept.add(b"" if inside == STORE_ITSELF else inside + name, beginning, keep.reserve)
+            entries.append(text % (name, size))
 
     def _enter(self, levels: list[_Level], name: bytes) -> None:
         level = levels[-1]
@@ -347,7 +360,7 @@ class _Reader:
             if not left:
                 return
             following = next(self._pieces, None)
-            if following is None or self._ended:
+            if following is None:
                 self._refuse("it ends within a file")
             piece = memoryview(following)
 

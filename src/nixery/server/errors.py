@@ -15,6 +15,7 @@ from nixery.errors import (
     BinaryCacheFailed,
     BlobUnknown,
     BlobVerificationFailed,
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
     BuildNotAllowed,
@@ -80,6 +81,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # three times. Not 404: containerd would show only the status, and a package that cannot be built is not a
     # missing one.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
+    # Likewise; and a client that retries would start the build that was just ended.
+    BuildCancelled: (422, "MANIFEST_UNKNOWN"),
     # The package set is the cause, as for a failed build.
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
@@ -124,7 +127,7 @@ _HEADINGS = {
 }
 
 # Errors for which the log of the build has more than the message.
-_WITH_LOG = (BuildFailed, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
+_WITH_LOG = (BuildFailed, BuildCancelled, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
 
 # Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
@@ -150,6 +153,8 @@ def heading(error: NixeryError) -> str:
         return "The build took too long"
     if isinstance(_cause(error), QuotaExceeded):
         return "Quota exceeded"
+    if isinstance(_cause(error), BuildCancelled):
+        return "The build was cancelled"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 

@@ -242,7 +242,8 @@ class ServerSettings(_Group):
         None, alias="NIXERY_TLS_CLIENT_CA"
     )
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
-    certificate of one of them. A certificate admits a connection, and identifies no user.
+    certificate of one of them. A certificate admits a connection, and identifies no user; behind a proxy, [it
+    can](access.md#client-certificates).
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and

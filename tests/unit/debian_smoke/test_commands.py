@@ -65,3 +65,12 @@ def test_the_table_has_only_packages_of_the_list() -> None:
     lines = [line.strip("[]") for line in TABLE.read_text().splitlines() if line.startswith("[")]
     assert {name.strip('"') for name in lines} <= names
     assert all(len(commands_for(name)) == 1 for name in names & set(lines))
+
+
+def test_a_message_about_an_optional_file_is_no_fault_if_the_table_says_so() -> None:
+    command = Command((), ignores=r"(?m)^open: \S*/x\.conf: No such file or directory$")
+    optional = "open: /etc/x.conf: No such file or directory"
+    assert fault(command, Run(0, f"{optional}\nready\n")) is None
+    assert fault(USUAL, Run(0, f"{optional}\nready\n")) == optional
+    missing = "open: /usr/share/x/data: No such file or directory"
+    assert fault(command, Run(0, f"{optional}\n{missing}\n")) == missing

@@ -110,6 +110,7 @@ async def valid_records(store: Store) -> None:
         ),
         "packages": StateIndex.listed("ab" * 32, Pin("a", "b", "c"), [((), ["git"])]).encoded(),
         "image-closures": zstandard.compress(b'{"paths": [], "roots": []}'),
+        "quota-usage": b'{"first": 0, "events": [[1, "%s", 1, 0]]}' % (b"ab" * 16),
         "package-details": zstandard.compress(b"{}"),
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),

@@ -64,6 +64,7 @@ def test_every_kind_of_route_is_listed() -> None:
         "list",
         "compose",
         "events",
+        "cancel",
         "log",
         "search",
         "meta",
