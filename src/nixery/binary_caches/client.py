@@ -77,6 +77,21 @@ class CacheState:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A store path that no binary cache has given.
+
+    Attributes:
+        path: the store path.
+        reason: as a clause for an error message.
+        failed: name of a cache that did not answer, and may have it; empty if all have answered.
+    """
+
+    path: StorePath
+    reason: str
+    failed: str = ""
+
+
 class BinaryCaches:
     """Several binary caches, in the order of their priorities. For one event loop, and any number of threads.
 
@@ -109,7 +124,7 @@ class BinaryCaches:
         ]
         self._by_name = {cache.name: cache for cache in self._caches}
         self._absent: TTLCache[StorePath, str] = TTLCache(_ABSENT_MEMORY, clock)
-        self._reasons: LRUCache[StorePath, str] = LRUCache(_ABSENT_MEMORY)
+        self._reasons: LRUCache[StorePath, Missing] = LRUCache(_ABSENT_MEMORY)
 
     async def look_up(self, path: StorePath) -> NarInfo | None:
         """Ask the caches for a path, one after the other; ``None`` if none that answers has a trusted narinfo of it.
@@ -120,7 +135,7 @@ class BinaryCaches:
         if self._absent.get(path) is not None:
             return None
         reasons = []
-        complete = True
+        failed = ""
         for cache in await self._ready():
             try:
                 return await cache.look_up(path)
@@ -128,17 +143,17 @@ class BinaryCaches:
                 reasons.append(f"{cache.name} does not have it")
             except TransportFailed as error:
                 reasons.append(f"{cache.name} {error.reason}")
-                complete = False
+                failed = failed or cache.name
             except ValueError as error:
                 reasons.append(f"{cache.name} has a narinfo of it that is refused: {error}")
                 _log.warning("narinfo refused", cache=cache.name, path=str(path), reason=str(error))
         for cache in self._caches:
             if cache.priority is None:
                 reasons.append(f"{cache.name} is not used: it {cache.problem}")
-                complete = False
+                failed = failed or cache.name
         reason = "; ".join(reasons) or "no binary cache is configured"
-        self._reasons.put(path, reason, len(reason))
-        if complete:
+        self._reasons.put(path, Missing(path, reason, failed), len(reason))
+        if not failed:
             self._absent.put(path, reason, len(reason), ABSENT)
         return None
 
@@ -147,9 +162,9 @@ class BinaryCaches:
         found = await asyncio.gather(*map(self.look_up, paths))
         return {narinfo.info.path: narinfo for narinfo in found if narinfo is not None}
 
-    def explain(self, path: StorePath) -> str:
-        """Say why the last look-up found nothing, as a clause for an error message."""
-        return self._reasons.get(path) or "no binary cache was asked for it"
+    def explain(self, path: StorePath) -> Missing:
+        """Say why the last look-up found nothing."""
+        return self._reasons.get(path) or Missing(path, "no binary cache was asked for it")
 
     def read(self, text: bytes, path: StorePath, cache: str) -> NarInfo:
         """Check a remembered narinfo (``NarInfo.text``) as if its cache had just sent it.
