@@ -43,7 +43,7 @@ from nixery.storage.options import StorageOptions
 from scripts.debian_smoke.packages import read_packages
 from scripts.equality.cache import ANY_SIZE, STATE
 
-_SET = Path("packagesets/debian").absolute()
+_SET = Path("packagesets/debian")
 _DIRECTORY = Path("var/equality")
 _RESULT = _DIRECTORY / "result.json"
 _PACKAGES, _IMAGES = 200, 40
@@ -74,6 +74,7 @@ class _Counts:
 def main() -> int:
     """Compare, print and save the results; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scripts.equality", description="Needs root.")
+    parser.add_argument("--set", type=Path, default=_SET, help="package set whose packages are in the store")
     parser.add_argument("--packages", type=int, default=_PACKAGES, help="whose store paths are compared")
     parser.add_argument("--images", type=int, default=_IMAGES, help="of one package each")
     arguments = parser.parse_args()
@@ -83,9 +84,10 @@ def main() -> int:
         return 1
     _DIRECTORY.mkdir(parents=True, exist_ok=True)
     database = StoreDatabase(STATE)
+    package_set = arguments.set.absolute()
     valid = {
         name: path
-        for name, path in _outputs().items()
+        for name, path in _outputs(package_set).items()
         if database.closure([path], ANY_SIZE) is not None and os.path.lexists(str(path))
     }
     packages = dict(list(valid.items())[: arguments.packages])
@@ -101,9 +103,9 @@ def main() -> int:
         counts = asyncio.run(_compare_paths(closure, sorted(set(packages.values())), console))
         images = [*_TOGETHER, *list(packages)[: arguments.images]]
         with console.status(f"{len(images)} images from the store"):
-            near, _ = _images(images, "nix")
+            near, _ = _images(package_set, images, "nix")
         with console.status(f"{len(images)} images from the cache"):
-            far, realised = _images(images, "direct")
+            far, realised = _images(package_set, images, "direct")
     differences = counts.differences or []
     differences += [
         f"the image {name}: {near[name]}, {far[name]}" for name in images if near[name] != far[name]
@@ -129,10 +131,10 @@ def main() -> int:
     return bool(differences)
 
 
-def _outputs() -> dict[str, StorePath]:
+def _outputs(package_set: Path) -> dict[str, StorePath]:
     """The main outputs of the listed packages, in the order of the list."""
     names = [package.name for package in read_packages()]
-    expression = _EVALUATE.format(set=_SET)
+    expression = _EVALUATE.format(set=package_set)
     text = " ".join(json.dumps(name) for name in names)
     command = ("nix-instantiate", "--eval", "--strict", "--json", "-E", f"({expression}) [ {text} ]")
     completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -222,7 +224,7 @@ def _looked(contents: StoreContents, name: bytes) -> tuple[int, bytes]:
     return stat.S_IFMT(mode) | (mode & stat.S_IXUSR if stat.S_ISREG(mode) else 0), target
 
 
-def _images(names: Sequence[str], mode: str) -> tuple[dict[str, str], set[str]]:
+def _images(package_set: Path, names: Sequence[str], mode: str) -> tuple[dict[str, str], set[str]]:
     """Digests of images by name, and the names in the store that was empty."""
     with tempfile.TemporaryDirectory(prefix="round-", dir=_DIRECTORY) as temporary:
         directory = Path(temporary).absolute()
@@ -232,7 +234,7 @@ def _images(names: Sequence[str], mode: str) -> tuple[dict[str, str], set[str]]:
             **os.environ,
             "NIXERY_HOST": "127.0.0.1",
             "PORT": "1",  # unused
-            "NIXERY_PKGS_PATH": str(_SET),
+            "NIXERY_PKGS_PATH": str(package_set),
             "NIXERY_STORAGE_BACKEND": "filesystem",
             "STORAGE_PATH": str(directory / "storage"),
             "NIXERY_COMPRESSION": "zstd",
