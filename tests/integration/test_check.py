@@ -282,7 +282,9 @@ def test_a_server_that_reads_binary_caches_needs_no_nix(nixery: CommandLine, tmp
         )
     findings = {finding["what"]: finding for finding in found}
     assert findings["nix"]["right"]
-    assert findings["nix"]["found"].startswith("Nix is not installed: a server serves stored images, and those")
+    assert findings["nix"]["found"].startswith(
+        "Nix is not installed: a server serves stored images, and those"
+    )
     assert not findings.keys() & {"sandbox", "source"}
     missing, _ = nix_finding(nixery, PATH=str(tmp_path), HOME=str(tmp_path))
     assert missing == "nix-instantiate is not on PATH"

@@ -265,6 +265,9 @@ def test_a_server_without_nix_serves_what_caches_have(
     assert "many (in no binary cache: /nix/store/" in refused.error["message"]
     assert "does not have it" in refused.error["message"]
     assert "this server has no Nix" in refused.error["message"]
+    unknown = without.client.manifest("arm64/hello")
+    assert unknown.status == 422
+    assert "the package index of the storage does not tell what it needs of hello" in unknown.error["message"]
     assert without.stop() == 0
     assert "Traceback" not in without.log
 
@@ -587,3 +590,25 @@ def test_two_servers_of_one_storage_build_the_same_image_at_once(
         assert validate(one.client.pull("diamond/outputs")).manifest == expected
         assert one.stop() == 0
         assert "Traceback" not in one.log
+
+
+def test_a_server_stops_while_a_cache_is_silent(start_direct: StartDirect, cache: BinaryCache) -> None:
+    direct = start_direct()
+    reached, end = threading.Event(), threading.Event()
+
+    def silent(handler: SimpleHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        reached.set()
+        end.wait()
+
+    cache.hooks[f"nar/{cache.nar_of('bottom-1.0').name}"] = silent
+    try:
+        waiting = InBackground(direct.client, "/v2/left/manifests/latest").start()
+        assert reached.wait(60)
+        assert direct.stop() == 0
+    finally:
+        end.set()
+    assert waiting.result().status in {429, 503}
