@@ -143,7 +143,8 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
     if not (temporary and roots and locks and opened and popularity is not None) or problems:
         raise SettingsError(tuple(problems))
     if serving and confinement is not None:
-        log_confinement(confinement)
+        if settings.substitute == "nix" or is_installed():
+            log_confinement(confinement)
         if confinement.sandbox == "unknown":
             _log_unusable_nix(settings, confinement)
     return Resources(

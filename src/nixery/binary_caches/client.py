@@ -178,11 +178,17 @@ class BinaryCaches:
         return known.trust.read(text, path, cache)
 
     @contextmanager
-    def open(self, narinfo: NarInfo) -> Iterator[Iterator[bytes]]:
+    def open(
+        self, narinfo: NarInfo, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Iterator[Iterator[bytes]]:
         """Fetch and decompress a NAR, for a thread: pieces of at most ``PIECE`` bytes, none of them empty.
 
         The iterator ends only after ``nar_size`` bytes. Whether they have the NAR's hash is up to the caller, who
         reads them anyway. Retries before the first byte, and resumes after it. The connection is closed on leaving.
+
+        Args:
+            narinfo: of the NAR.
+            is_wanted: asked before each further attempt.
 
         Raises:
             BinaryCacheFailed: on entering or while reading: the cache does not answer, has no such file, sends too
@@ -191,7 +197,7 @@ class BinaryCaches:
         cache = self._by_name.get(narinfo.cache)
         if cache is None:
             raise BinaryCacheFailed(narinfo.cache, "it is not configured any more")
-        compressed = _compressed(cache.transport, narinfo, cache.patience)
+        compressed = _compressed(cache.transport, narinfo, cache.patience, is_wanted)
         try:
             yield cache.translated(narinfo, _complete(narinfo, decompressed(narinfo.compression, compressed)))
         finally:
@@ -353,7 +359,9 @@ class _Cache:
             ) from error
 
 
-def _compressed(transport: Transport, narinfo: NarInfo, patience: Patience) -> Generator[bytes, None, None]:
+def _compressed(
+    transport: Transport, narinfo: NarInfo, patience: Patience, is_wanted: Callable[[], bool]
+) -> Generator[bytes, None, None]:
     """Read a compressed NAR, with retries and limits.
 
     Raises:
@@ -374,7 +382,7 @@ def _compressed(transport: Transport, narinfo: NarInfo, patience: Patience) -> G
         except TransportFailed as error:
             failures = 0 if position - progress > _PROGRESS else failures + 1
             progress = position
-            if not error.again or failures >= patience.attempts:
+            if not error.again or failures >= patience.attempts or not is_wanted():
                 raise
         time.sleep(patience.pause * 2 ** min(failures, 6))
 

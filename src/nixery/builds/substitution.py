@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, NamedTuple
@@ -126,9 +127,16 @@ class Substitution:
         For the event loop; threads use what it yields.
         """
         names = Names(self, {path: closure[path].nar_hash for path in narinfos})
-        with ReadAhead(lambda path: self._caches.open(narinfos[path])) as nars:
-            files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
-            yield SubstitutedContents(files, names)
+        ended = threading.Event()
+        try:
+            with ReadAhead(
+                lambda path: self._caches.open(narinfos[path], lambda: not ended.is_set())
+            ) as nars:
+                files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
+                yield SubstitutedContents(files, names)
+        finally:
+            # A cache that has become silent is not asked again on behalf of a build that has ended.
+            ended.set()
 
     async def listing(self, nar_hash: str) -> Listing | None:
         """Return the names of a store path; ``None`` if nobody has read its NAR yet."""

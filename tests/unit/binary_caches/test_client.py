@@ -121,6 +121,18 @@ async def test_an_answer_without_a_length_is_read_as_well(cache: CacheServer, ca
     assert content_of(client, narinfo) == nar_of_file(CONTENT)
 
 
+async def test_a_nar_that_is_not_wanted_any_more_is_not_asked_for_again(
+    cache: CacheServer, caches: Clients
+) -> None:
+    client = caches(cache.url)
+    path = cache.add("hello", CONTENT, KEY)
+    narinfo = await found(client, path)
+    cache.answers["nar/hello.nar"] = Answer(b"", 503)
+    with pytest.raises(BinaryCacheFailed), client.open(narinfo, lambda: False) as pieces:
+        list(pieces)
+    assert cache.requested("nar/hello.nar") == 1
+
+
 async def test_many_paths_are_asked_for_at_once(cache: CacheServer, caches: Clients) -> None:
     client = caches(cache.url)
     paths = [cache.add(f"package-{number}", b"", KEY) for number in range(200)]
