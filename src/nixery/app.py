@@ -21,6 +21,7 @@ from nixery.binary_caches.client import BinaryCaches
 from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
+from nixery.builds.cache_signing import CacheKeys, read_cache_key
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.evaluation_cache import EvaluationCache
@@ -35,6 +36,7 @@ from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.previews import ImagePreviews
 from nixery.builds.provision import Provider
+from nixery.builds.served_paths import ServedPaths
 from nixery.builds.slots import Share, Slots
 from nixery.builds.substitution import Substitution
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
@@ -57,6 +59,8 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
+from nixery.server.binary_cache import PREFIX as CACHE_PREFIX
+from nixery.server.binary_cache import BinaryCache
 from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import Clients
 from nixery.server.health import Health
@@ -83,6 +87,7 @@ from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
 from nixery.storage.leases import Leases
+from nixery.storage.opening import Storage
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import migrate_with_retries
 from nixery.telemetry.metrics import Metrics
@@ -95,6 +100,10 @@ if TYPE_CHECKING:
 # Seconds between two scans of all records. In a bucket, a listing costs a request for 1000 of them.
 _SCAN_INTERVAL = 300.0
 _SCAN_INTERVAL_IN_A_BUCKET = 3600.0
+
+# Seconds between two listings of the closures of images, for paths that the binary cache does not know.
+_LISTING_INTERVAL = 5.0
+_LISTING_INTERVAL_IN_A_BUCKET = 30.0
 
 # Default low watermark, as a fraction of the high one.
 _LOW = 0.9
@@ -299,6 +308,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         log_links=settings.public_builds,
         audit=audit,
     )
+    cache_of_paths = _binary_cache(settings, resources, closures, storage, small_blobs, leases, permissions)
     private = settings.admin_port is None and (resources.address is None or is_loopback(resources.address))
     published = PublishedBuilds(
         history,
@@ -315,6 +325,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         cancellation,
         images,
         catalogue,
+        cache_of_paths,
     )
 
     async def source_is_usable() -> None:
@@ -360,7 +371,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
 
     async def close() -> None:
-        closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
+        closing = [layers.close(), images.close(), index.close()]
+        closing += [part.close() for part in (rules, cache_of_paths) if part is not None]
         await asyncio.gather(*closing)
         await asyncio.gather(
             history.close(), quotas.close(), *([substitution.close()] if substitution else [])
@@ -370,7 +382,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records, rules)
+        background = _background(settings, resources, blobs, records, rules, cache_of_paths)
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
@@ -477,8 +489,9 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     cancellation: BuildCancellation,
     images: Images,
     catalogue: Catalogue,
+    cache: BinaryCache | None,
 ) -> tuple[dict[str, Handler], Pages]:
-    """Make the API and the pages, by the beginning of their paths; and the pages themselves."""
+    """Make the API, the pages and the binary cache, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
     packages, writer = PublishedPackages(index), AnswerWriter()
     api = Api(
@@ -496,7 +509,39 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
         writer,
         settings.failure_ttl,
     )
-    return {"/api/": api.answer, "/": pages.answer}, pages
+    # The first beginning that matches decides.
+    below = {} if cache is None else {CACHE_PREFIX: cache.answer}
+    return {**below, "/api/": api.answer, "/": pages.answer}, pages
+
+
+def _binary_cache(  # noqa: PLR0913, PLR0917 -- all that its answers are made from
+    settings: Settings,
+    resources: Resources,
+    closures: ImageClosures,
+    storage: Storage,
+    small_blobs: SmallBlobs,
+    leases: Leases,
+    permissions: Permissions,
+) -> BinaryCache | None:
+    """Make the binary cache; ``None`` for a server without one, and in a command.
+
+    Raises:
+        SettingsError: the key file has no secret key.
+    """
+    if not settings.serve_cache or resources.address is None:
+        return None
+    interval = (
+        _LISTING_INTERVAL if settings.storage_backend == "filesystem" else _LISTING_INTERVAL_IN_A_BUCKET
+    )
+    key = None if settings.cache_key_file is None else read_cache_key(settings.cache_key_file)
+    return BinaryCache(
+        ServedPaths(closures, storage.records, interval),
+        CacheKeys(storage.records, key),
+        storage.blobs,
+        small_blobs,
+        leases,
+        permissions,
+    )
 
 
 def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
@@ -546,6 +591,7 @@ def _background(
     blobs: BlobStore,
     records: RecordStore,
     rules: AccessRules | None,
+    cache: BinaryCache | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -556,6 +602,8 @@ def _background(
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
     if rules is not None:
         work.append(rules.watch())
+    if cache is not None:
+        work.append(cache.read_paths())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

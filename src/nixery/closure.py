@@ -10,6 +10,7 @@ STORE_DIRECTORY = "/nix/store"
 
 # 32 digits of Nix's own base 32, which leaves out e, o, u and t; names as in Nix's name.cc.
 _DIGITS = "0123456789abcdfghijklmnpqrsvwxyz"
+_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
 _BASE_NAME = re.compile(rf"([{_DIGITS}]{{32}})-([0-9a-zA-Z+\-._?=]{{1,211}})", re.ASCII)
 
 
@@ -58,11 +59,28 @@ def without_version(name: str) -> str:
     return name[: match.start()] if match else name
 
 
-def base32(content: bytes) -> str:
-    """Write a hash in Nix's own base 32: the last five bits first (``printHash32`` in Nix's ``hash.cc``)."""
+def encode_base32(content: bytes) -> str:
+    """Write bytes in Nix's own base 32: the last five bits first (``printHash32`` in Nix's ``hash.cc``)."""
     number = int.from_bytes(content, "little")
-    length = (len(content) * 8 - 1) // 5 + 1
+    length = (len(content) * 8 + 4) // 5
     return "".join(_DIGITS[number >> (5 * place) & 31] for place in reversed(range(length)))
+
+
+def decode_base32(text: str) -> bytes:
+    """Read Nix's base 32.
+
+    Raises:
+        ValueError: it has other characters, or bits that belong to no byte.
+    """
+    number = 0
+    for digit in text:
+        if digit not in _VALUES:
+            raise ValueError(f"{text!r} is not in Nix's base 32")
+        number = number << 5 | _VALUES[digit]
+    size = len(text) * 5 // 8
+    if number >> (8 * size):
+        raise ValueError(f"{text!r} is not in Nix's base 32")
+    return number.to_bytes(size, "little")
 
 
 @dataclass(frozen=True, slots=True)

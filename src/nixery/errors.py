@@ -9,6 +9,7 @@
     │   ├── InvalidDigest
     │   ├── NameUnknown               nothing was built under this name yet
     │   ├── BlobUnknown
+    │   ├── StorePathUnknown          no stored image has this store path
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
     │   ├── PackageUnknown            the package set has no such package
@@ -163,6 +164,16 @@ class BlobUnknown(RequestError):
     def __init__(self, digest: str) -> None:
         super().__init__(f"blob {digest} is not stored; pull the image by its tag to build it")
         self.digest = digest
+
+
+class StorePathUnknown(RequestError):
+    """No stored image has this store path, or the client may pull none of those that have it."""
+
+    def __init__(self, digits: str) -> None:
+        super().__init__(
+            f"no stored image has a store path with the hash {digits}; pull an image that has it, to have it built"
+        )
+        self.digits = digits
 
 
 class ManifestUnknown(RequestError):
@@ -622,6 +633,8 @@ class TooBusy(Unavailable):
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
     LOGINS = "it completes {limit} logins at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    STORE_PATHS = "it is still reading which store paths its images have, of {waiting} images so far"
+    NARS = "it makes {limit} NARs at once, and {waiting} more are queued"
     PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"

@@ -64,6 +64,13 @@ PAGES = {
     "/builds/{build}/log",
     "/static/{file}",
 }
+# Of Nix's protocol, for which the server is optional.
+CACHE = {
+    "/nix-cache/nix-cache-info",
+    "/nix-cache/public-key",
+    "/nix-cache/{hash}.narinfo",
+    "/nix-cache/nar/{hash}-{nar-hash}.nar",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +87,12 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         *HANDLERS,
         *OTHERS,
         *PAGES,
+        *CACHE,
         TOKEN_PATH,
         *LOGIN_PATHS,
     }
     assert set(OTHERS) == {*PATHS, METRICS}
-    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES, TOKEN_PATH, "/login", "/logout"):
+    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES, *CACHE, TOKEN_PATH, "/login", "/logout"):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         # HEAD answers as GET does, but for ranges (RFC 9110, 14.2) and for redirects to URLs that are signed
         # for GET.

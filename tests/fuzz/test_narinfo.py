@@ -12,12 +12,10 @@ from nixery.binary_caches.narinfo import (
     NarInfo,
     Trust,
     Untrusted,
-    decode_base32,
-    encode_base32,
     fingerprint,
     parse_sha256,
 )
-from nixery.closure import PathInfo
+from nixery.closure import PathInfo, decode_base32, encode_base32
 from tests.fuzz.effort import examples
 from tests.support.binary_cache import SigningKey, narinfo_text, store_path
 

@@ -172,7 +172,7 @@ def test_an_error_is_one_clear_line(nixery: CommandLine, arguments: list[str], m
 def test_a_failure_is_told_once_and_its_log_is_apart(nixery: CommandLine) -> None:
     lines = nixery("build", "fails", status=1).stderr.splitlines()
     assert len([line for line in lines if "failed" in line]) == 1
-    assert lines[-1] == "  only line of the log"
+    assert lines[-1] == "  | only line of the log"
 
 
 def test_an_image_that_is_written_nowhere_is_in_the_storage(nixery: CommandLine) -> None:

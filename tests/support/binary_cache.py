@@ -21,8 +21,8 @@ import h2.events
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nixery.binary_caches.narinfo import Compression, encode_base32, fingerprint
-from nixery.closure import PathInfo, StorePath
+from nixery.binary_caches.narinfo import Compression, fingerprint
+from nixery.closure import PathInfo, StorePath, encode_base32
 from tests.support.server import HOST
 from tests.support.web_server import serving
 

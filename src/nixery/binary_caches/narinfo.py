@@ -18,7 +18,7 @@ from typing import Literal, Self, cast, get_args
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath
+from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath, decode_base32, encode_base32
 
 # Bytes of a narinfo: some 15,000 references.
 LARGEST_NARINFO = 1024 * 1024
@@ -31,9 +31,6 @@ _DEFAULT_COMPRESSION = "bzip2"
 
 _MOST_SIGNATURES = 64
 
-# Nix's base 32: the digits from the last to the first one, five bits each, least significant bits last.
-_DIGITS = "0123456789abcdfghijklmnpqrsvwxyz"
-_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
 
 _SHA256 = 32
 _BASE32_LENGTH = 52
@@ -182,30 +179,6 @@ def parse_public_key(text: str) -> tuple[str, Ed25519PublicKey]:
     if _KEY_NAME.fullmatch(name) is None:
         raise ValueError(f"{text!r} is not a public key: it has no name")
     return name, key
-
-
-def encode_base32(content: bytes) -> str:
-    """Write bytes in Nix's base 32."""
-    number = int.from_bytes(content, "little")
-    length = (len(content) * 8 + 4) // 5
-    return "".join(_DIGITS[number >> (5 * place) & 31] for place in reversed(range(length)))
-
-
-def decode_base32(text: str) -> bytes:
-    """Read Nix's base 32.
-
-    Raises:
-        ValueError: it has other characters, or bits that belong to no byte.
-    """
-    number = 0
-    for digit in text:
-        if digit not in _VALUES:
-            raise ValueError(f"{text!r} is not in Nix's base 32")
-        number = number << 5 | _VALUES[digit]
-    size = len(text) * 5 // 8
-    if number >> (8 * size):
-        raise ValueError(f"{text!r} is not in Nix's base 32")
-    return number.to_bytes(size, "little")
 
 
 def parse_sha256(text: str) -> str:

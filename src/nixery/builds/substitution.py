@@ -54,13 +54,20 @@ class WrongNames(Exception):
     """The storage had other names of a store path than its NAR has."""
 
 
-class _Remembered(BaseModel):
+class RememberedNarInfo(BaseModel):
+    """A narinfo, as a cache wrote it.
+
+    Attributes:
+        cache: its name, without secrets.
+        text: of the narinfo.
+    """
+
     cache: Annotated[str, Field(max_length=1024)]
     text: Annotated[str, Field(max_length=LARGEST_NARINFO)]
 
 
 class _ClosureRecord(BaseModel):
-    narinfos: Annotated[CheckedList[_Remembered], Field(max_length=_MOST_PATHS)]
+    narinfos: Annotated[CheckedList[RememberedNarInfo], Field(max_length=_MOST_PATHS)]
 
 
 class Substitution:
@@ -204,10 +211,9 @@ class Substitution:
         return found or {}
 
     def _read_closure(self, content: bytes) -> Mapping[StorePath, NarInfo]:
-        record = _ClosureRecord.model_validate_json(decompressed(content, _LARGEST_CLOSURE))
         found = (
             self._caches.read(remembered.text.encode(), _path_of(remembered.text), remembered.cache)
-            for remembered in record.narinfos
+            for remembered in read_narinfos(content)
         )
         return {narinfo.info.path: narinfo for narinfo in found}
 
@@ -305,6 +311,15 @@ class SubstitutedContents(NamedTuple):
     names: Names
 
 
+def read_narinfos(content: bytes) -> Sequence[RememberedNarInfo]:
+    """Read the record of a closure. Nothing of it is checked against keys.
+
+    Raises:
+        ValueError: it is torn, too large, or has another schema.
+    """
+    return _ClosureRecord.model_validate_json(decompressed(content, _LARGEST_CLOSURE)).narinfos
+
+
 def _key(path: StorePath) -> str:
     return path.base_name[:32].encode().hex()
 
@@ -350,5 +365,7 @@ def _reachable(path: StorePath, found: Mapping[StorePath, NarInfo]) -> set[Store
 
 
 def _closure_record(narinfos: Sequence[NarInfo]) -> bytes:
-    record = _ClosureRecord(narinfos=[_Remembered(cache=each.cache, text=each.text) for each in narinfos])
+    record = _ClosureRecord(
+        narinfos=[RememberedNarInfo(cache=each.cache, text=each.text) for each in narinfos]
+    )
     return zstandard.compress(record.model_dump_json().encode())

@@ -250,6 +250,8 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
         shown.begin("checking what builders can reach")
         yield _sandbox(settings)
     yield storage
+    if settings.serve_cache and storage.right:
+        yield _signing(settings)
     if works and storage.right:
         shown.begin("evaluating the package source")
         configuration = settings.package_configuration
@@ -358,6 +360,28 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "access", False, problem, "see docs/how-to/identity-providers.md#when-a-token-is-refused"
         )
+
+
+def _signing(settings: Settings) -> Finding:
+    import asyncio
+
+    from nixery.builds.cache_signing import read_cache_key, shared_keys
+    from nixery.startup import storage
+
+    try:
+        if settings.cache_key_file is not None:
+            public = read_cache_key(settings.cache_key_file).public
+        else:
+            with storage(settings, settings.environment) as opened:
+                keys = asyncio.run(shared_keys(opened.records))
+            public = keys[min(keys)].public if keys else ""
+    except (SettingsError, StorageError) as error:
+        return Finding(
+            "signing", False, str(error), "docs/reference/settings.md describes NIXERY_CACHE_KEY_FILE"
+        )
+    if not public:
+        return Finding("signing", right=True, found="the first request to its binary cache makes a key")
+    return Finding("signing", right=True, found=f"the public key of its binary cache is {public}")
 
 
 def _binary_caches(settings: Settings) -> Iterator[Finding]:

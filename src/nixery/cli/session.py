@@ -120,7 +120,8 @@ def run(
         for line in str(error).splitlines():
             print_line(line)
         for line in getattr(error, "log_tail", ()):
-            typer.echo(f"  {escaped(line)}", err=True)
+            # A builder wrote it: marked, so that it is not taken for a line of this program.
+            typer.echo(f"  | {escaped(line)}", err=True)
         raise typer.Exit(_FAILED) from None
 
 

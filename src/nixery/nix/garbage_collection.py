@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from nixery.closure import StorePath, base32
+from nixery.closure import StorePath, encode_base32
 from nixery.errors import storage_error
 
 # Seconds to wait for a running collection, which keeps paths written during it; and seconds between attempts.
@@ -134,7 +134,7 @@ class NixGarbageCollector:
 
     def _registration(self, link: Path) -> Path:
         digest = hashlib.sha1(os.fsencode(link), usedforsecurity=False).digest()
-        return self._registered / base32(digest)
+        return self._registered / encode_base32(digest)
 
 
 async def _lock_shared(descriptor: int) -> None:

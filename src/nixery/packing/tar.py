@@ -28,6 +28,9 @@ _PERMISSIONS = b"%07o\0" * 3
 _MAGIC_TO_DEVICE = b"ustar\x0000" + bytes(32 + 32) + b"%07o\0" % 0 * 2
 _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 
+# Kinds of entries.
+FILE, SYMLINK, DIRECTORY = b"0", b"2", b"5"
+
 # Pads with zeros. Name, permissions and owner, size, time, checksum, kind, target, constant fields, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
@@ -50,17 +53,17 @@ def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
     Raises:
         UnsafeContents: the name is a whiteout; ``symlink`` and ``file`` raise it, too.
     """
-    return _header(name + b"/", mode, 0, b"5", b"", owner)
+    return _header(name + b"/", mode, 0, DIRECTORY, b"", owner)
 
 
 def symlink(name: bytes, target: bytes) -> bytes:
     """Return the header blocks of a symlink."""
-    return _header(name, 0o777, 0, b"2", target)
+    return _header(name, 0o777, 0, SYMLINK, target)
 
 
 def file(name: bytes, mode: int, size: int, owner: tuple[int, int] = _ROOT) -> bytes:
     """Return the header blocks of a file; its content follows, padded to whole blocks."""
-    return _header(name, mode, size, b"0", b"", owner)
+    return _header(name, mode, size, FILE, b"", owner)
 
 
 def padding(size: int) -> bytes:

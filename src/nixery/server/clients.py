@@ -60,8 +60,8 @@ _HOSTS = 256
 _LONGEST_PATH = 1024
 _LONGEST_QUERY = 4096
 
-# Paths that registry clients request, where a request may cause a build or a look-up.
-_CLIENT_PREFIXES = ("/v2/", "/api/")
+# Paths that registry clients and Nix request, where a request may cause a build or a look-up.
+_CLIENT_PREFIXES = ("/v2/", "/api/", "/nix-cache/")
 
 # Values by which a browser says that no other site caused a request (HTML, Fetch Metadata).
 _OWN_SITE = frozenset({"same-origin", "none"})

@@ -27,6 +27,7 @@ _FIRST = {
     "builds": "page",
     "healthz": "health",
     "images": "page",
+    "nix-cache": "nix_cache",
     "packages": "page",
     "metrics": "metrics",
     "readyz": "health",

@@ -250,6 +250,17 @@ class ServerSettings(_Group):
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and
     `_catalog` and `tags/list` answer 403.
     """
+    serve_cache: bool = Field(False, alias="NIXERY_SERVE_CACHE")
+    """Whether the server is also a [binary cache](../how-to/debug-an-image-as-a-nix-closure.md) of Nix, below
+    `/nix-cache/`, for the store paths of its images.
+    """
+    cache_key_file: Annotated[Path | None, Doc(default="a key in the storage")] = Field(
+        None, alias="NIXERY_CACHE_KEY_FILE"
+    )
+    """File with the secret key that signs the paths of the binary cache, as `nix-store
+    --generate-binary-cache-key` writes it. Without it, the first server writes a key to the storage, and all
+    servers of the storage share it.
+    """
     failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
     """Time for which the server remembers a failed build, or a failed listing of a package set, and
     answers the failure without another attempt; clients retry at once.

@@ -95,6 +95,7 @@ TAGS_IN_ORDER = "tags-in-order"
 REFERRERS = "referrers"
 IMAGE_NAMES = "image-names"
 SIGNING_KEYS = "signing-keys"
+CACHE_KEYS = "cache-keys"
 USES = "uses"
 COLLECTIONS = "collections"
 API_TOKENS = "api-tokens"
@@ -127,6 +128,8 @@ KINDS: Mapping[str, RecordKind] = {
     IMAGE_NAMES: RecordKind(8 * _KIB, 250_000, 365 * _DAY, commas=64, leads_to_blobs=True),
     # Of the token service. New servers would make new ones, and clients get new tokens.
     SIGNING_KEYS: RecordKind(4 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
+    # Of the binary cache. Clients would have to trust a new one, so that age and number delete none in practice.
+    CACHE_KEYS: RecordKind(1 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
     USES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
     # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
     COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),

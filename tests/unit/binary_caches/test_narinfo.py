@@ -8,13 +8,11 @@ from nixery.binary_caches.narinfo import (
     LARGEST_NARINFO,
     Trust,
     Untrusted,
-    decode_base32,
-    encode_base32,
     fingerprint,
     parse_public_key,
     parse_sha256,
 )
-from nixery.closure import PathInfo, StorePath
+from nixery.closure import PathInfo, StorePath, decode_base32, encode_base32
 from tests.support.binary_cache import SigningKey, nar_of_file, narinfo_text, path_info, store_path
 
 # `nix copy` and `nix store sign` of Nix 2.8.

@@ -127,9 +127,10 @@ class Permissions:
         if not access.is_restricted:
             return
         requests = self._requests(name)
+        for tag in self._tags.get((name, digest)) or ():
+            if access.allows(Right.PULL, requests, tag):
+                return
         allowed = partial(access.allows, Right.PULL, requests)
-        if any(map(allowed, self._tags.get((name, digest)) or ())):
-            return
         access.require_anywhere(Right.PULL, requests, name)
         loop = asyncio.get_running_loop()
         begin = loop.time()
