@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nixery.binary_caches.narinfo import encode_base32, fingerprint
-from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath
+from nixery.binary_caches.narinfo import fingerprint
+from nixery.closure import STORE_DIRECTORY, PathInfo, StorePath, encode_base32
 from nixery.nix.store_database import StoreDatabase
 
 STATE = Path("/nix/var/nix")
