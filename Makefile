@@ -22,6 +22,7 @@
 #   make bench-storage     measure reading, writing and memory of each storage backend
 #   make bench-cold        measure the first request for an image, by step
 #   make bench-remote      measure first requests whose packages are in a binary cache
+#   make equality          compare the images and archives of 200 of Debian's packages from a binary cache with those from the store; as root
 #   make bench-index       measure the package index of Debian's set: its making, searches, and requests; NIXPKGS=DIR make bench-index adds that set
 #   make bench-refusals    compare the time of what access rules refuse with that of what is missing; two minutes
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash sets others
@@ -40,7 +41,7 @@ BIN := .venv/bin
 # Set-up writes the environment: the configuration of Nix to use, and a PATH with nixery at its end.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-remote bench-index bench-storage bench-refusals crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-remote bench-index bench-storage bench-refusals equality crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -148,6 +149,9 @@ bench-cold: setup
 
 bench-remote: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_remote
+
+equality: setup
+	@$(WITH_NIX) exec nice -n 5 $(BIN)/python -m scripts.equality
 
 bench-index: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_index $${NIXPKGS:+"$$NIXPKGS"}

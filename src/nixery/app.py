@@ -248,12 +248,14 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     metrics.watch_index(lambda: index.progress)
     tls = resources.tls
     metrics.watch_certificate(lambda: None if tls is None else tls.current.expires.timestamp())
-    evaluator = Evaluator(source, nix, evaluations, index if cached else None)
+    # Nix may work again later where it is installed; binary caches alone do for a server without it.
+    own_nix = nix if substitution is None or is_installed() else None
+    evaluator = Evaluator(source, own_nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
     builder = ImageBuilder(
         evaluator,
-        Provider(nix if substitution is None or is_installed() else None, substitution),
+        Provider(own_nix, substitution),
         layers,
         blobs,
         leases,
@@ -341,11 +343,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         {
             "server": accepts_builds,
             "storage": blobs.probe,
-            **(
-                {}
-                if substitution is not None and not is_installed()
-                else {"nix": partial(asyncio.to_thread, require_usable_nix)}
-            ),
+            **({} if own_nix is None else {"nix": partial(asyncio.to_thread, require_usable_nix)}),
             "source": source_is_usable,
         },
         metrics,

@@ -29,6 +29,7 @@
     │   │   └── SourceUnreachable     the package source does not answer
     │   ├── BinaryCacheFailed         the administrator of a binary cache
     │   ├── NarRefused                the binary cache: its contents are not what it has announced
+    │   ├── NotIndexed                the administrator of a server without Nix
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
@@ -69,6 +70,9 @@ from nixery.plain_text import escaped, shortened
 
 # Characters. With 100 unavailable packages, a message that explains the first five has some 12,000.
 LONGEST_MESSAGE = 16_000
+
+# Names that a message about several of them shows.
+_SHOWN_NAMES = 5
 
 # Characters of a file's name that a message shows: enough to find the file.
 _LONGEST_FILE_NAME = 300
@@ -405,6 +409,18 @@ class NarRefused(BuildError):
         self.path = path
         self.reason = reason
         self.cache = cache
+
+
+class NotIndexed(BuildError):
+    """A server without Nix does not know what names stand for."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        shown_names = ", ".join(names[:_SHOWN_NAMES]) + (", and others" if len(names) > _SHOWN_NAMES else "")
+        super().__init__(
+            f"this server has no Nix, and the package index of the storage does not tell what it needs of {shown_names} "
+            "in this state of the package set: have a server with Nix index the state for this platform, or pull the "
+            "image from it once"
+        )
 
 
 class NixError(BuildError):

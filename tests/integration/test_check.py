@@ -270,6 +270,26 @@ def test_an_installed_nix_that_is_not_on_path_is_named(nixery: CommandLine, tmp_
     assert advice == f"add it: export PATH=$PATH:{place}"
 
 
+def test_a_server_that_reads_binary_caches_needs_no_nix(nixery: CommandLine, tmp_path: Path) -> None:
+    with cache_server() as cache:
+        (tmp_path / "nix.conf").write_text(f"substituters = {cache.url}\n")
+        found = checked(
+            nixery,
+            NIXERY_SUBSTITUTE="direct",
+            NIX_USER_CONF_FILES=str(tmp_path / "nix.conf"),
+            PATH=str(tmp_path),
+            HOME=str(tmp_path),
+        )
+    findings = {finding["what"]: finding for finding in found}
+    assert findings["nix"]["right"]
+    assert findings["nix"]["found"].startswith(
+        "Nix is not installed: a server serves stored images, and those"
+    )
+    assert not findings.keys() & {"sandbox", "source"}
+    missing, _ = nix_finding(nixery, PATH=str(tmp_path), HOME=str(tmp_path))
+    assert missing == "nix-instantiate is not on PATH"
+
+
 def test_the_error_of_an_installed_nix_is_quoted(nixery: CommandLine, tmp_path: Path) -> None:
     script = "printf 'error: out of order\\n(use --show-trace to show more)\\n' >&2; exit 1"
     found, advice = nix_finding(nixery, **install_fake_nix(tmp_path / "nix", script))

@@ -216,10 +216,12 @@ async def same_both_ways(made: Components, names: Sequence[str]) -> int:
         if items is not None:
             found[name] = items
     known = list(found)
+    nix = made.evaluator._nix
+    assert nix is not None
     async with made.evaluator.source.open(pin) as package_set:
         for start in range(0, len(known), 50):
             batch = known[start : start + 50]
-            evaluated = await made.evaluator._nix.evaluate(batch, (), AMD64, package_set)
+            evaluated = await nix.evaluate(batch, (), AMD64, package_set)
             for name in batch:
                 assert list(found[name]) == list(evaluated[name]), name
     return len(known)

@@ -80,6 +80,21 @@ class CacheState:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A store path that no binary cache has given.
+
+    Attributes:
+        path: the store path.
+        reason: as a clause for an error message.
+        failed: name of a cache that did not answer, and may have it; empty if all have answered.
+    """
+
+    path: StorePath
+    reason: str
+    failed: str = ""
+
+
 class BinaryCaches:
     """Several binary caches, in the order of their priorities. For one event loop, and any number of threads.
 
@@ -112,7 +127,7 @@ class BinaryCaches:
         ]
         self._by_name = {cache.name: cache for cache in self._caches}
         self._absent: TTLCache[StorePath, str] = TTLCache(_ABSENT_MEMORY, clock)
-        self._reasons: LRUCache[StorePath, str] = LRUCache(_ABSENT_MEMORY)
+        self._reasons: LRUCache[StorePath, Missing] = LRUCache(_ABSENT_MEMORY)
 
     async def look_up(self, path: StorePath) -> NarInfo | None:
         """Ask the caches for a path, one after the other; ``None`` if none that answers has a trusted narinfo of it.
@@ -123,7 +138,7 @@ class BinaryCaches:
         if self._absent.get(path) is not None:
             return None
         reasons = []
-        complete = True
+        failed = ""
         for cache in await self._ready():
             try:
                 return await cache.look_up(path)
@@ -131,17 +146,17 @@ class BinaryCaches:
                 reasons.append(f"{cache.name} does not have it")
             except TransportFailed as error:
                 reasons.append(f"{cache.name} {error.reason}")
-                complete = False
+                failed = failed or cache.name
             except ValueError as error:
                 reasons.append(f"{cache.name} has a narinfo of it that is refused: {error}")
                 _log.warning("narinfo refused", cache=cache.name, path=str(path), reason=str(error))
         for cache in self._caches:
             if cache.priority is None:
                 reasons.append(f"{cache.name} is not used: it {cache.problem}")
-                complete = False
+                failed = failed or cache.name
         reason = "; ".join(reasons) or "no binary cache is configured"
-        self._reasons.put(path, reason, len(reason))
-        if complete:
+        self._reasons.put(path, Missing(path, reason, failed), len(reason))
+        if not failed:
             self._absent.put(path, reason, len(reason), ABSENT)
         return None
 
@@ -173,9 +188,9 @@ class BinaryCaches:
             await asyncio.gather(*tasks, return_exceptions=True)
         return found
 
-    def explain(self, path: StorePath) -> str:
-        """Say why the last look-up found nothing, as a clause for an error message."""
-        return self._reasons.get(path) or "no binary cache was asked for it"
+    def explain(self, path: StorePath) -> Missing:
+        """Say why the last look-up found nothing."""
+        return self._reasons.get(path) or Missing(path, "no binary cache was asked for it")
 
     def read(self, text: bytes, path: StorePath, cache: str) -> NarInfo:
         """Check a remembered narinfo (``NarInfo.text``) as if its cache had just sent it.
@@ -189,7 +204,12 @@ class BinaryCaches:
         return known.trust.read(text, path, cache)
 
     @contextmanager
-    def open(self, narinfo: NarInfo, memory: int = LARGEST_MEMORY) -> Iterator[Iterator[bytes]]:
+    def open(
+        self,
+        narinfo: NarInfo,
+        memory: int = LARGEST_MEMORY,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Iterator[Iterator[bytes]]:
         """Fetch and decompress a NAR, for a thread: pieces of at most ``PIECE`` bytes, none of them empty.
 
         The iterator ends only after ``nar_size`` bytes. Whether they have the NAR's hash is up to the caller, who
@@ -198,6 +218,7 @@ class BinaryCaches:
         Args:
             narinfo: of the NAR.
             memory: for decompression, in bytes.
+            is_wanted: asked before each further attempt.
 
         Raises:
             NeedsMemory: while reading: that is less than ``LARGEST_MEMORY``, and not enough.
@@ -207,7 +228,7 @@ class BinaryCaches:
         cache = self._by_name.get(narinfo.cache)
         if cache is None:
             raise BinaryCacheFailed(narinfo.cache, "it is not configured any more")
-        compressed = _compressed(cache.transport, narinfo, cache.patience)
+        compressed = _compressed(cache.transport, narinfo, cache.patience, is_wanted)
         try:
             yield cache.translated(
                 narinfo, _complete(narinfo, decompressed(narinfo.compression, compressed, memory)), memory
@@ -377,7 +398,9 @@ class _Cache:
             ) from error
 
 
-def _compressed(transport: Transport, narinfo: NarInfo, patience: Patience) -> Generator[bytes, None, None]:
+def _compressed(
+    transport: Transport, narinfo: NarInfo, patience: Patience, is_wanted: Callable[[], bool]
+) -> Generator[bytes, None, None]:
     """Read a compressed NAR, with retries and limits.
 
     Raises:
@@ -398,7 +421,7 @@ def _compressed(transport: Transport, narinfo: NarInfo, patience: Patience) -> G
         except TransportFailed as error:
             failures = 0 if position - progress > _PROGRESS else failures + 1
             progress = position
-            if not error.again or failures >= patience.attempts:
+            if not error.again or failures >= patience.attempts or not is_wanted():
                 raise
         time.sleep(patience.pause * 2 ** min(failures, 6))
 

@@ -28,6 +28,7 @@ from nixery.builds.image import Image, execution_parameters, image_annotations, 
 from nixery.builds.image_closure import ImageClosure, ImageClosures
 from nixery.builds.layers import LayerPublisher
 from nixery.builds.provision import Provider, Provision, WrongDeriver
+from nixery.builds.substitution import WrongNames
 from nixery.closure import Closure
 from nixery.errors import (
     AnswerTooLarge,
@@ -197,7 +198,7 @@ class ImageBuilder:
                     await _both(self._closures.keep(digest, described), self._evaluator.keep(request, pin))
                     observe(Stored(digest, len(layers)))
                     return image
-            except (_BlobsLostError, WrongDeriver, RequestError, BuildError) as error:
+            except (_BlobsLostError, WrongDeriver, WrongNames, RequestError, BuildError) as error:
                 await retries.handle(error)
 
     async def _planned(
@@ -276,6 +277,7 @@ class _Retries:
         self._source = source
         self._pin = pin
         self._collected = self._lost = 0
+        self._wrong = False
         self.may_use_index = True
         self.relies_on_index = False
 
@@ -283,12 +285,21 @@ class _Retries:
         """Pause Nix's garbage collector if it has disturbed an attempt; the context yields what resumes it."""
         return self._provider.collector_paused() if self._collected else nullcontext(lambda: None)
 
-    async def handle(self, error: _BlobsLostError | WrongDeriver | RequestError | BuildError) -> None:
+    async def handle(
+        self, error: _BlobsLostError | WrongDeriver | WrongNames | RequestError | BuildError
+    ) -> None:
         """Return if the build is to be tried again; raise the error, or one that explains it, otherwise."""
         if self.relies_on_index and isinstance(error, WrongDeriver | PathsCollected | BuildFailed):
             self.may_use_index = self.relies_on_index = False
             return
         match error:
+            case WrongNames() if not self._wrong:
+                self._wrong = True
+                return
+            case WrongNames():
+                raise StorageError(
+                    "names of store paths in the storage are wrong again; does another process change its records?"
+                ) from None
             case PathsCollected() if self._collected + 1 < _REALISE_ATTEMPTS:
                 self._collected += 1
                 return

@@ -13,7 +13,14 @@ from nixery.binary_caches.narinfo import NarInfo
 from nixery.builds.events import Observe
 from nixery.builds.substitution import Names, Substitution
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.errors import BuildFailed, NixeryError, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.errors import (
+    BinaryCacheFailed,
+    BuildFailed,
+    NixeryError,
+    PackagesUnavailable,
+    Reason,
+    UnavailablePackage,
+)
 from nixery.nix.packages import Contents
 from nixery.nix.realisation import Nix
 from nixery.packing.contents import JoinedContents, StoreContents
@@ -48,7 +55,11 @@ class Provision:
         return self.names is None or await self.names.have(paths)
 
     async def keep_names(self) -> None:
-        """Remember names that came with the contents."""
+        """Remember names that came with the contents.
+
+        Raises:
+            WrongNames: see ``Names.keep``.
+        """
         if self.names is not None:
             await self.names.keep()
 
@@ -181,20 +192,27 @@ class Provider:
             return {}
         return await self._nix.outputs([output.installable for output in outputs])
 
-    def _unavailable(self, outputs: Sequence[_Output]) -> PackagesUnavailable:
+    def _unavailable(self, outputs: Sequence[_Output]) -> PackagesUnavailable | BinaryCacheFailed:
         by_name = {output.requested_name: output for output in reversed(outputs)}
-        caches = self._substitution
-        return PackagesUnavailable(
-            tuple(
+        if self._substitution is None:
+            raise AssertionError("a server without Nix and without binary caches starts no builds")
+        packages = []
+        for name, output in sorted(by_name.items()):
+            missing = self._substitution.explain(output.path)
+            if missing.failed:
+                # It may have the path, so the client should come back.
+                return BinaryCacheFailed(
+                    missing.failed, f"{missing.path}, of {name}: {missing.reason}; this server has no Nix"
+                )
+            needed = "" if missing.path == output.path else f"needs {missing.path}: "
+            packages.append(
                 UnavailablePackage(
                     name,
                     Reason.NOT_CACHED,
-                    f"{output.path}: {caches.explain(output.path) if caches else 'binary caches are not used'}; "
-                    "this server has no Nix that could build it",
+                    f"{output.path}: {needed}{missing.reason}; this server has no Nix that could build it",
                 )
-                for name, output in sorted(by_name.items())
             )
-        )
+        return PackagesUnavailable(tuple(packages))
 
 
 async def _explained(nix: Nix, error: BuildFailed, contents: Contents) -> BuildFailed:

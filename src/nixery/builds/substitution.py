@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from threading import Lock
 from typing import Annotated, NamedTuple
 
+import structlog
 import zstandard
 from pydantic import BaseModel, Field
 
-from nixery.binary_caches.client import BinaryCaches
+from nixery.binary_caches.client import BinaryCaches, Missing
 from nixery.binary_caches.narinfo import LARGEST_NARINFO, NarInfo
 from nixery.binary_caches.read_ahead import ReadAhead
 from nixery.caching import LRUCache
@@ -48,6 +49,12 @@ _MOST_NAME_BYTES = 256 * 1024 * 1024
 
 # Records that are read at once.
 _READ_AT_ONCE = 16
+
+_log = structlog.get_logger("nixery.caches")
+
+
+class WrongNames(Exception):
+    """The storage had other names of a store path than its NAR has."""
 
 
 class RememberedNarInfo(BaseModel):
@@ -106,8 +113,19 @@ class Substitution:
         """Close connections to the caches."""
         await self._caches.close()
 
-    def explain(self, path: StorePath) -> str:
-        """Say why the caches do not have the closure of a path, as a clause."""
+    def explain(self, path: StorePath) -> Missing:
+        """Say which path of a closure the caches do not have, and why."""
+        seen: set[StorePath] = set()
+        waiting = [path]
+        while waiting:
+            each = waiting.pop()
+            if each in seen:
+                continue
+            seen.add(each)
+            narinfo = self._narinfos.get(each)
+            if narinfo is None:
+                return self._caches.explain(each)
+            waiting += narinfo.info.references
         return self._caches.explain(path)
 
     @contextmanager
@@ -119,14 +137,19 @@ class Substitution:
         For the event loop; threads use what it yields.
         """
         names = Names(self, {path: closure[path].nar_hash for path in narinfos})
+        ended = threading.Event()
 
         def open_nar(path: StorePath, memory: int) -> AbstractContextManager[Iterator[bytes]]:
             names.require_room(path)
-            return self._caches.open(narinfos[path], memory)
+            return self._caches.open(narinfos[path], memory, lambda: not ended.is_set())
 
-        with ReadAhead(open_nar) as nars:
-            files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
-            yield SubstitutedContents(files, names)
+        try:
+            with ReadAhead(open_nar) as nars:
+                files = NarContents([closure[path] for path in narinfos], names, nars.open, nars.expect)
+                yield SubstitutedContents(files, names)
+        finally:
+            # A cache that has become silent is not asked again on behalf of a build that has ended.
+            ended.set()
 
     async def listing(self, nar_hash: str) -> Listing | None:
         """Return the names of a store path; ``None`` if nobody has read its NAR yet."""
@@ -228,9 +251,10 @@ class Names(MutableMapping[StorePath, Listing]):
         self._known: dict[StorePath, Listing] = {}
         self._left = _MOST_NAME_BYTES
         # Threads and the event loop add listings.
-        self._lock = Lock()
+        self._lock = threading.Lock()
         # Contents of each listing that are remembered already.
         self._remembered: dict[StorePath, int] = {}
+        self._wrong: set[StorePath] = set()
 
     async def have(self, paths: Iterable[StorePath]) -> bool:
         """Whether the names of all these paths are known; reads them ahead, side by side."""
@@ -242,10 +266,19 @@ class Names(MutableMapping[StorePath, Listing]):
         return True
 
     async def keep(self) -> None:
-        """Remember the names, and the contents of files, that are new."""
+        """Remember the names, and the contents of files, that are new.
+
+        Raises:
+            WrongNames: the storage had wrong ones, which are replaced now; a root file system may be planned from them.
+        """
         for path, listing in list(self._known.items()):
-            if self._remembered.get(path) != len(listing.kept.items()):
+            if path in self._wrong or self._remembered.get(path) != len(listing.kept.items()):
                 await self._substitution.keep_listing(self._nar_hashes[path], listing)
+        if self._wrong:
+            _log.warning(
+                "replaced wrong names of store paths in the storage", paths=sorted(map(str, self._wrong))
+            )
+            raise WrongNames
 
     async def _load(self, path: StorePath) -> Listing | None:
         listing = await self._substitution.listing(self._nar_hashes[path])
@@ -287,6 +320,9 @@ class Names(MutableMapping[StorePath, Listing]):
         return listing
 
     def __setitem__(self, path: StorePath, listing: Listing) -> None:
+        known = self._known.get(path)
+        if known is not None and not known.agrees_with(listing):
+            self._wrong.add(path)
         self._add(path, listing)
 
     def __delitem__(self, path: StorePath) -> None:

@@ -51,6 +51,11 @@ _OLDEST_NIX = (2, 8)
 _NIX_PROFILES = (Path("/nix/var/nix/profiles/default/bin"), Path("/run/current-system/sw/bin"))
 
 _INSTALL = "install Nix 2.8 or newer (Debian: apt-get install nix-bin)"
+_WITHOUT_NIX = (
+    "Nix is not installed: a server serves stored images, and those whose packages are in the package index of its "
+    "storage and in binary caches"
+)
+_NO_NIX = "docs/how-to/run-without-a-store.md says what else it needs"
 _CONFIGURE = (
     "make sure that this user may build; in a checkout, `make setup` writes a configuration that works to "
     "var/nix/environment, and `. var/nix/environment` selects it"
@@ -225,7 +230,10 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}", advice=unknown)
     flawed = {found.program: found.warning for found in releases(settings) if found.warning}
     git = flawed.pop("git", "")
-    found = f"{nix.found}, and has known flaws" if nix.right and flawed else nix.found
+    works = nix.right
+    if not works and settings.substitute == "direct" and not _is_anywhere(build_environment(os.environ)):
+        nix = Finding("nix", right=True, found=_WITHOUT_NIX, advice=_NO_NIX)
+    found = f"{nix.found}, and has known flaws" if works and flawed else nix.found
     yield replace(nix, found=found, advice=nix.advice or "; ".join(flawed.values()))
     if git:
         yield Finding("git", right=True, found=git, advice=_SAFER)
@@ -238,13 +246,13 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     shown.begin("checking the storage")
     storage = _storage(settings)
     # Without Nix, nothing more is to be said about its builders.
-    if nix.right and storage.right:
+    if works and storage.right:
         shown.begin("checking what builders can reach")
         yield _sandbox(settings)
     yield storage
     if settings.serve_cache and storage.right:
         yield _signing(settings)
-    if nix.right and storage.right:
+    if works and storage.right:
         shown.begin("evaluating the package source")
         configuration = settings.package_configuration
         try:
@@ -273,11 +281,9 @@ def _nix(environment: Mapping[str, str]) -> Finding:
 
 def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
     """Return a finding if Nix's programs are not on ``PATH``; its installers write it only to shells' start-up files."""
-    search = environment.get("PATH", os.defpath)
-    if shutil.which("nix-instantiate", path=search) is not None:
+    if _is_on_path(environment):
         return None
-    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
-    found = next((place for place in places if (place / "nix-instantiate").exists()), None)
+    found = _profile(environment)
     if found is None:
         return Finding("nix", False, "nix-instantiate is not on PATH", _INSTALL)
     return Finding(
@@ -286,6 +292,21 @@ def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
         f"Nix is installed in {found}, which is not on PATH",
         f"add it: export PATH=$PATH:{found}",
     )
+
+
+def _is_on_path(environment: Mapping[str, str]) -> bool:
+    return shutil.which("nix-instantiate", path=environment.get("PATH", os.defpath)) is not None
+
+
+def _profile(environment: Mapping[str, str]) -> Path | None:
+    """The directory of Nix's programs, wherever Nix's installers put it; ``None`` if there is none."""
+    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
+    # Directories of another user count as missing.
+    return next((place for place in places if os.path.exists(place / "nix-instantiate")), None)  # noqa: PTH110
+
+
+def _is_anywhere(environment: Mapping[str, str]) -> bool:
+    return _is_on_path(environment) or _profile(environment) is not None
 
 
 def _run(environment: Mapping[str, str], *command: str) -> str:

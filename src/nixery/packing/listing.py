@@ -210,6 +210,13 @@ class Listing:
             node = self._of(node).find(component)
         return self._of(node)
 
+    def agrees_with(self, other: Listing) -> bool:
+        """Whether names, types, sizes and targets are those of another listing, and contents that both keep."""
+        if self._root != other._root or list(self._directories) != list(other._directories):
+            return False
+        kept = list(self.kept.items())  # another thread may keep a content meanwhile
+        return all(other.kept.get(name) in {None, content} for name, content in kept)
+
     def _of(self, node: Node | None) -> Directory:
         if node is None or node.directory is None:
             kind = errno.ENOENT if node is None else errno.ELOOP if stat.S_ISLNK(node.mode) else errno.ENOTDIR

@@ -34,6 +34,7 @@ from nixery.errors import (
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
+    NotIndexed,
     NotVisible,
     PackageSetChanged,
     PackagesUnavailable,
@@ -92,6 +93,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     BinaryCacheFailed: (503, "UNKNOWN"),
     # A binary cache. As for a failed build: people have to see the message.
     NarRefused: (422, "MANIFEST_UNKNOWN"),
+    NotIndexed: (422, "MANIFEST_UNKNOWN"),
     # Nix. As for a failed build: clients show nothing of a 504 but its number.
     NixTimedOut: (422, "MANIFEST_UNKNOWN"),
     BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),

@@ -87,7 +87,7 @@ async def caches() -> AsyncIterator[Clients]:
 
 async def found(client: BinaryCaches, path: StorePath) -> NarInfo:
     narinfo = await client.look_up(path)
-    assert narinfo is not None, client.explain(path)
+    assert narinfo is not None, client.explain(path).reason
     return narinfo
 
 
@@ -121,6 +121,18 @@ async def test_an_answer_without_a_length_is_read_as_well(cache: CacheServer, ca
         answer.chunked = True
     narinfo = await found(client, path)
     assert content_of(client, narinfo) == nar_of_file(CONTENT)
+
+
+async def test_a_nar_that_is_not_wanted_any_more_is_not_asked_for_again(
+    cache: CacheServer, caches: Clients
+) -> None:
+    client = caches(cache.url)
+    path = cache.add("hello", CONTENT, KEY)
+    narinfo = await found(client, path)
+    cache.answers["nar/hello.nar"] = Answer(b"", 503)
+    with pytest.raises(BinaryCacheFailed), client.open(narinfo, is_wanted=lambda: False) as pieces:
+        list(pieces)
+    assert cache.requested("nar/hello.nar") == 1
 
 
 async def test_many_paths_are_asked_for_at_once(cache: CacheServer, caches: Clients) -> None:
@@ -170,7 +182,7 @@ async def test_an_absent_path_is_asked_for_again_after_a_while(cache: CacheServe
     client = caches(cache.url, clock=clock)
     path = store_path("hello")
     assert await client.look_up(path) is None
-    assert client.explain(path) == f"{cache.url} does not have it"
+    assert client.explain(path).reason == f"{cache.url} does not have it"
     assert cache.add("hello", b"", KEY) == path
     assert await client.look_up(path) is None
     assert cache.requested(narinfo_name(path)) == 1
@@ -232,7 +244,7 @@ async def test_an_endless_narinfo_is_refused(cache: CacheServer, caches: Clients
         endless(b"x" * 65536), length=length, chunked=length is None
     )
     assert await client.look_up(path) is None
-    assert "sends more than 1,048,576 bytes" in client.explain(path)
+    assert "sends more than 1,048,576 bytes" in client.explain(path).reason
 
 
 async def test_the_body_of_an_error_is_read_up_to_a_limit(cache: CacheServer, caches: Clients) -> None:
@@ -261,13 +273,13 @@ async def test_a_server_that_is_no_cache_is_not_used(cache: CacheServer, caches:
         cache.answers["nix-cache-info"] = answer
         client = caches(cache.url)
         assert await client.look_up(path) is None
-        assert client.explain(path) == f"{cache.url} is not used: it {reason}"
+        assert client.explain(path).reason == f"{cache.url} is not used: it {reason}"
 
 
 async def test_an_unreachable_cache_is_named(caches: Clients) -> None:
     client = caches("http://127.0.0.1:9")
     assert await client.look_up(store_path("hello")) is None
-    assert client.explain(store_path("hello")) == (
+    assert client.explain(store_path("hello")).reason == (
         "http://127.0.0.1:9 is not used: it cannot be reached: All connection attempts failed"
     )
 
@@ -293,7 +305,7 @@ async def test_untrusted_narinfos_are_refused_with_the_reason(cache: CacheServer
     }
     for path, reason in wrong.items():
         assert await client.look_up(path) is None
-        assert reason in client.explain(path)
+        assert reason in client.explain(path).reason
 
 
 async def test_a_trusted_cache_needs_no_signatures(cache: CacheServer, caches: Clients) -> None:
@@ -413,7 +425,7 @@ async def test_http2_takes_one_connection(caches: Clients) -> None:
         # Without the authority, the certificate is not trusted.
         client = caches(cache.url)
         assert await client.look_up(paths[0]) is None
-        assert "certificate verify failed" in client.explain(paths[0])
+        assert "certificate verify failed" in client.explain(paths[0]).reason
 
 
 async def test_caches_are_reached_through_a_proxy(caches: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +451,7 @@ async def test_a_redirect_from_https_to_http_is_refused(cache: CacheServer, cach
             cache.answers[name] = secure.answers[name]
             secure.answers[name] = Answer(b"", 307, {"Location": f"{cache.url}/{name}"})
         assert await client.look_up(path) is None
-        assert client.explain(path) == f"{secure.url} redirects to another scheme"
+        assert client.explain(path).reason == f"{secure.url} redirects to another scheme"
         with pytest.raises(BinaryCacheFailed, match="redirects to another scheme"):
             content_of(client, narinfo)
         assert not cache.requests

@@ -172,3 +172,19 @@ def test_a_record_that_claims_much_is_not_decompressed() -> None:
     zeros = zstandard.compress(bytes(MOST_BYTES * 3))
     with pytest.raises(ValueError, match="exceeds its limits"):
         Listing.decode(zeros)
+
+
+def test_a_listing_agrees_with_one_of_the_same_names_and_contents() -> None:
+    def listing(target: bytes, content: bytes | None) -> Listing:
+        kept = Kept()
+        if content is not None:
+            kept.add(b"etc/passwd", content)
+        return Listing(b"d1", [b"passwd/r4\0", b"etc/d0\0sh/l" + target + b"\0"], kept)
+
+    one = listing(b"bash", b"root")
+    assert one.agrees_with(listing(b"bash", b"root"))
+    # What only one of them keeps cannot be compared.
+    assert one.agrees_with(listing(b"bash", None))
+    assert listing(b"bash", None).agrees_with(one)
+    assert not one.agrees_with(listing(b"dash", b"root"))
+    assert not one.agrees_with(listing(b"bash", b"evil"))
