@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -113,7 +113,8 @@ def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
 
 def _pack_nars(way: Compression, infos: Sequence[PathInfo], nars: Mapping[StorePath, bytes]) -> _Layer:
     @contextmanager
-    def opened(path: StorePath) -> Iterator[Iterator[bytes]]:
+    def opened(path: StorePath, check: Callable[[], None]) -> Iterator[Iterator[bytes]]:
+        del check  # it waits for nothing
         yield iter(zstandard.ZstdDecompressor().read_to_iter(nars[path], write_size=_PIECE))
 
     contents, sink = NarContents(infos, {}, opened), _Counted()

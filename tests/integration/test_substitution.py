@@ -323,6 +323,28 @@ def test_a_package_set_cannot_claim_paths_of_a_cache(
     assert "none of its derivations builds" in refused.error["message"]
 
 
+def test_a_package_set_cannot_claim_paths_of_a_cache_with_a_login(
+    start_direct: StartDirect, tmp_path: Path, cache: BinaryCache, private_nix: PrivateNix
+) -> None:
+    """The author knows the store paths of the package and of its derivation, which is not in this store."""
+    (narinfo,) = cache.files_of("hello-1.0")
+    fields = dict(line.split(": ", 1) for line in narinfo.read_text().splitlines() if ": " in line)
+    package_set = tmp_path / "claiming"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text(
+        f"""{{ ... }}: {{ claiming = {{
+          type = "derivation"; name = "hello-1.0"; outputName = "out"; outputs = [ "out" ];
+          drvPath = "/nix/store/{fields["Deriver"]}"; outPath = "{fields["StorePath"]}";
+        }}; }}"""
+    )
+    configuration = private_nix.directory / "etc" / "nix.conf"
+    with_login = cache.url.replace("http://", "http://user:password@")
+    configuration.write_text(configuration.read_text().replace(cache.url, with_login))
+    direct = start_direct(NIXERY_PKGS_PATH=str(package_set))
+    assert direct.client.manifest("claiming").status >= 400
+    assert cache.nars() == []
+
+
 def without_nix(tmp_path: Path) -> str:
     """A ``PATH`` with the programs of the launcher alone."""
     programs = tmp_path / "programs"

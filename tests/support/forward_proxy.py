@@ -36,6 +36,7 @@ class ForwardProxy:
         self.targets: list[str] = []
         self._ports = ports
         self._login = login
+        self._writers: list[asyncio.StreamWriter] = []
 
     @property
     def url(self) -> str:
@@ -49,8 +50,17 @@ class ForwardProxy:
         started.set()
         await stop.wait()
         server.close()
+        # No connection outlives its loop.
+        await asyncio.gather(*(self._end(writer) for writer in self._writers))
+
+    @staticmethod
+    async def _end(writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         with suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             method, target, _ = head.split(maxsplit=2)
@@ -62,6 +72,7 @@ class ForwardProxy:
             else:
                 self.targets.append(target)
                 there, to_server = await asyncio.open_connection(HOST, port)
+                self._writers.append(to_server)
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 await asyncio.gather(_copy(reader, to_server), _copy(there, writer))
         writer.close()

@@ -203,6 +203,11 @@ class BinaryCaches:
             raise ValueError(f"the binary cache {cache} is not configured")
         return known.trust.read(text, path, cache)
 
+    def needs_login(self, narinfo: NarInfo) -> bool:
+        """Whether the cache of a narinfo is asked with a login, or is a bucket, which may need one."""
+        known = self._by_name.get(narinfo.cache)
+        return known is None or known.cache.login is not None or known.cache.scheme == "s3"
+
     @contextmanager
     def open(
         self,

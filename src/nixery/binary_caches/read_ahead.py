@@ -24,6 +24,9 @@ OpenNar = Callable[[StorePath, int], AbstractContextManager[Pieces]]
 _AT_ONCE = 8
 _ROOM = 4 * 1024 * 1024
 
+# Seconds between two checks whether a NAR is still wanted, while its cache sends nothing.
+_LONGEST_WAIT = 1.0
+
 
 class ReadAhead:
     """Opens NARs, expected ones in advance. A context manager; at its end, nothing is fetched any more.
@@ -54,27 +57,35 @@ class ReadAhead:
             self._threads.submit(fetch.run, self._open_nar, path)
 
     @contextmanager
-    def open(self, path: StorePath) -> Iterator[Pieces]:
+    def open(self, path: StorePath, check: Callable[[], None]) -> Iterator[Pieces]:
         """Open the NAR of a store path.
 
+        Args:
+            path: the store path.
+            check: called at least every second while the cache sends nothing, and for each piece; an exception from
+                it ends the reading.
+
         Raises:
-            Exception: of fetching it, on entering or while reading.
+            Exception: of fetching it, while reading; or of the check.
         """
         with self._lock:
             fetch = self._expected.pop(path, None)
-        # All threads may be fetching what other layers need later.
+        # All threads may be fetching what other layers need later. The packing thread itself waits for no cache, so
+        # that it can be told to stop.
         if fetch is None or fetch.take_over():
-            with self._open_nar(path, LARGEST_MEMORY) as pieces:
-                yield pieces
-            return
+            fetch = _Fetch(self._room)
+            arguments = (self._open_nar, path, LARGEST_MEMORY)
+            threading.Thread(target=fetch.run, args=arguments, name="fetching", daemon=True).start()
         with ExitStack() as stack:
             stack.callback(fetch.abandon)
-            yield self._with_more_memory(path, fetch, stack)
+            yield self._with_more_memory(path, fetch, check, stack)
 
-    def _with_more_memory(self, path: StorePath, fetch: _Fetch, stack: ExitStack) -> Pieces:
+    def _with_more_memory(
+        self, path: StorePath, fetch: _Fetch, check: Callable[[], None], stack: ExitStack
+    ) -> Pieces:
         size = 0
         try:
-            for piece in fetch.pieces():
+            for piece in fetch.pieces(check):
                 size += len(piece)
                 yield piece
         except NeedsMemory:
@@ -123,14 +134,14 @@ class _Fetch:
             self._waiting.clear()
             self._changed.notify_all()
 
-    def run(self, open_nar: OpenNar, path: StorePath) -> None:
-        """Fetch the NAR."""
+    def run(self, open_nar: OpenNar, path: StorePath, memory: int = USUAL_MEMORY) -> None:
+        """Fetch the NAR, with so many bytes of memory to decompress it."""
         with self._changed:
             if self._is_abandoned:
                 return
             self._is_started = True
         try:
-            with open_nar(path, USUAL_MEMORY) as pieces:
+            with open_nar(path, memory) as pieces:
                 for piece in pieces:
                     if not self._put(piece):
                         return
@@ -152,18 +163,21 @@ class _Fetch:
             self._changed.notify_all()
         return True
 
-    def pieces(self) -> Pieces:
-        """Yield the pieces as they come.
+    def pieces(self, check: Callable[[], None]) -> Pieces:
+        """Yield the pieces as they come; see ``ReadAhead.open``.
 
         Raises:
-            Exception: of the fetch.
+            Exception: of the fetch, or of the check.
         """
         while True:
+            check()
             with self._changed:
-                while not self._waiting and not self._is_done:
-                    self._changed.wait()
+                if not self._waiting and not self._is_done:
+                    self._changed.wait(_LONGEST_WAIT)
                 if not self._waiting:
-                    break
+                    if self._is_done:
+                        break
+                    continue
                 pieces = list(self._waiting)
                 self._waiting.clear()
                 self._size = 0

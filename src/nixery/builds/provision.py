@@ -175,8 +175,12 @@ class Provider:
             if narinfo is None or output.derivation is None:
                 continue
             # A package set can claim any path. Nix's own derivation says what it builds; otherwise, the cache says
-            # what has built the path.
-            if named.get(output.installable) == output.path or narinfo.info.deriver == str(output.derivation):
+            # what has built the path. Nothing signs that, and the set may name the same: so it is not enough for a
+            # path that only those with a login get.
+            is_said = narinfo.info.deriver == str(output.derivation) and (
+                self._nix is None or not self._substitution.needs_login(narinfo)
+            )
+            if named.get(output.installable) == output.path or is_said:
                 trusted.add(output.path)
             elif output.is_realised:
                 raise WrongDeriver

@@ -128,6 +128,10 @@ class Substitution:
             waiting += narinfo.info.references
         return self._caches.explain(path)
 
+    def needs_login(self, narinfo: NarInfo) -> bool:
+        """Whether a path comes from a binary cache that may not be open to all."""
+        return self._caches.needs_login(narinfo)
+
     @contextmanager
     def contents(
         self, closure: Closure, narinfos: Mapping[StorePath, NarInfo]

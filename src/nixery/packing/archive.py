@@ -33,9 +33,14 @@ class Archive:
 
     Args:
         take: called with each full buffer, of ``CHUNK`` bytes. It returns once the previous buffer is free.
+        check: called while the next contents are waited for; an exception from it ends the packing.
+
+    Attributes:
+        check: as above.
     """
 
-    def __init__(self, take: Callable[[memoryview], None]) -> None:
+    def __init__(self, take: Callable[[memoryview], None], check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
         self._take = take
         self._buffer, self._other = bytearray(CHUNK), bytearray(0)
         self._view = memoryview(self._buffer)

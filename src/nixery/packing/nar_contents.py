@@ -16,10 +16,15 @@ from nixery.packing.listing import Directory, Listing, Node
 from nixery.packing.nar import Piece, add_nar, list_nar, read_nar
 
 # Opens the NAR of a store path, decompressed and in pieces of bounded size.
-OpenNar = Callable[[StorePath], AbstractContextManager[Iterator[Piece]]]
+# The function is called while it waits for the next piece; an exception from it ends the reading.
+OpenNar = Callable[[StorePath, Callable[[], None]], AbstractContextManager[Iterator[Piece]]]
 
 # Directories that are kept for look-ups, each of which takes some kilobytes at most.
 _MOST_DIRECTORIES = 256
+
+
+def _go_on() -> None:
+    """Check nothing."""
 
 
 class NarContents:
@@ -61,7 +66,7 @@ class NarContents:
             NarRefused: the NAR is not valid, or not the registered one.
             UnsafeContents: a name is not allowed in an image, or there are too many.
         """
-        with self._locks[info.path], self._open_nar(info.path) as pieces:
+        with self._locks[info.path], self._open_nar(info.path, archive.check) as pieces:
             self._listings[info.path] = add_nar(archive, info, pieces)
 
     def look(self, name: bytes) -> tuple[int, bytes]:
@@ -101,7 +106,7 @@ class NarContents:
         content = listing.kept.get(inside)
         if content is None or len(content) < wanted:
             info = self._infos[base_name]
-            with self._open_nar(info.path) as pieces:
+            with self._open_nar(info.path, _go_on) as pieces:
                 content = read_nar(info, pieces, inside, wanted)
             # Another read would fetch the whole store path again.
             listing.kept.add(inside, content)
@@ -135,7 +140,7 @@ class NarContents:
                 # It may have been fetched meanwhile.
                 listing = self._listings.get(info.path)
                 if listing is None:
-                    with self._open_nar(info.path) as pieces:
+                    with self._open_nar(info.path, _go_on) as pieces:
                         listing = list_nar(info, pieces)
                     self._listings[info.path] = listing
         return listing

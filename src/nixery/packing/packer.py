@@ -49,7 +49,7 @@ class LayerPacker:
         Args:
             contents: adds the contents in the order of the archive; called once, in this thread.
             sink: receives the compressed bytes.
-            check: called for each chunk; an exception from it ends the packing.
+            check: called for each chunk, and while contents are waited for; an exception from it ends the packing.
 
         Returns:
             The diff id: the digest of the uncompressed tar.
@@ -67,7 +67,7 @@ class LayerPacker:
             sink.write(compressor.compress(chunk))
 
         with BackgroundStage(take) as stage:
-            archive = Archive(stage.give)
+            archive = Archive(stage.give, check)
             contents(archive)
             rest = archive.end()
             stage.wait()

@@ -15,6 +15,10 @@ from nixery.closure import StorePath
 PATHS = [StorePath(f"{number:032}-path") for number in range(10)]
 
 
+def go_on() -> None:
+    pass
+
+
 class Cache:
     """Serves NARs of some pieces, and counts what is fetched."""
 
@@ -59,7 +63,7 @@ def test_nars_are_read_whole_in_any_order(order: list[StorePath], at_once: int, 
     with ReadAhead(cache.open, at_once, room) as ahead:
         ahead.expect(PATHS)
         for path in order:
-            with ahead.open(path) as pieces:
+            with ahead.open(path, go_on) as pieces:
                 assert b"".join(pieces) == expected(path)
     assert sorted(cache.closed) == PATHS, "each is fetched once"
 
@@ -76,7 +80,7 @@ def test_little_of_a_large_nar_waits_in_memory() -> None:
     with ReadAhead(cache.open, room=100) as ahead:
         ahead.expect(PATHS[:1])
         assert cache.first.wait(60)
-        with ahead.open(PATHS[0]) as pieces:
+        with ahead.open(PATHS[0], go_on) as pieces:
             next(pieces)
             assert cache.fetched[PATHS[0]] < 20
             assert sum(1 for _ in pieces) == 999
@@ -87,9 +91,9 @@ def test_an_error_of_fetching_reaches_the_reader() -> None:
     cache.broken.add(PATHS[0])
     with ReadAhead(cache.open) as ahead:
         ahead.expect(PATHS[:2])
-        with pytest.raises(ValueError, match="broken"), ahead.open(PATHS[0]) as pieces:
+        with pytest.raises(ValueError, match="broken"), ahead.open(PATHS[0], go_on) as pieces:
             list(pieces)
-        with ahead.open(PATHS[1]) as pieces:
+        with ahead.open(PATHS[1], go_on) as pieces:
             assert b"".join(pieces) == expected(PATHS[1])
 
 
@@ -100,7 +104,7 @@ def test_nars_that_need_much_memory_are_decompressed_where_they_are_read() -> No
         ahead.expect(PATHS)
         for number, path in enumerate(PATHS):
             assert not set(cache.read_with_much_memory) & set(PATHS[number:])
-            with ahead.open(path) as pieces:
+            with ahead.open(path, go_on) as pieces:
                 assert b"".join(pieces) == expected(path)
 
 
@@ -108,7 +112,7 @@ def test_nothing_is_fetched_after_the_end() -> None:
     cache = Cache(pieces=1000)
     with ReadAhead(cache.open, at_once=2, room=1) as ahead:
         ahead.expect(PATHS)
-        with ahead.open(PATHS[0]) as pieces:
+        with ahead.open(PATHS[0], go_on) as pieces:
             next(pieces)
     for thread in threading.enumerate():
         if thread.name.startswith("fetching"):
@@ -116,3 +120,29 @@ def test_nothing_is_fetched_after_the_end() -> None:
             assert not thread.is_alive()
     assert len(cache.fetched) <= 3
     assert set(cache.fetched) == set(cache.closed)
+
+
+def test_a_reader_that_is_told_to_stop_does_not_wait_for_a_silent_cache() -> None:
+    silent, told = threading.Event(), threading.Event()
+
+    @contextmanager
+    def open_nar(path: StorePath, memory: int) -> Iterator[Iterator[bytes]]:
+        del path, memory
+        told.set()
+        silent.wait(60)
+        yield iter(())
+
+    class Stop(Exception):
+        pass
+
+    def check() -> None:
+        if told.is_set():
+            raise Stop
+
+    try:
+        with ReadAhead(open_nar) as ahead:
+            with pytest.raises(Stop), ahead.open(PATHS[0], check) as pieces:
+                list(pieces)
+            assert not silent.is_set()
+    finally:
+        silent.set()

@@ -1,7 +1,7 @@
 import errno
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,8 @@ class Cache:
         self.contents = NarContents(self.infos, self.listings, self.open)
 
     @contextmanager
-    def open(self, path: StorePath) -> Iterator[Iterator[Piece]]:
+    def open(self, path: StorePath, check: Callable[[], None]) -> Iterator[Iterator[Piece]]:
+        check()
         self.fetched.append(path)
         try:
             yield cut(self.nars[path], 1000)
@@ -164,8 +165,8 @@ def test_a_listing_that_is_being_fetched_is_waited_for(cache: Cache) -> None:
     opened = cache.open
 
     @contextmanager
-    def slow(path: StorePath) -> Iterator[Iterator[Piece]]:
-        with opened(path) as pieces:
+    def slow(path: StorePath, check: Callable[[], None]) -> Iterator[Iterator[Piece]]:
+        with opened(path, check) as pieces:
             began.set()
             may_end.wait(10)
             yield pieces
