@@ -21,7 +21,10 @@
 #   make bench-pack        measure packing, and compare it with the bound and a pipe
 #   make bench-storage     measure reading, writing and memory of each storage backend
 #   make bench-cold        measure the first request for an image, by step
+#   make bench-remote      measure first requests whose packages are in a binary cache
+#   make equality          compare the images and archives of 200 of Debian's packages from a binary cache with those from the store; as root
 #   make bench-index       measure the package index of Debian's set: its making, searches, and requests; NIXPKGS=DIR make bench-index adds that set
+#   make bench-refusals    compare the time of what access rules refuse with that of what is missing; two minutes
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash sets others
 #   make soak              run a few hundred clients for ten minutes and check for leaks; SOAK_SECONDS=60 make soak is shorter
 #   make operations        check the dashboard, the alerts and the metrics' documentation with a real Prometheus; half a minute
@@ -38,7 +41,7 @@ BIN := .venv/bin
 # Set-up writes the environment: the configuration of Nix to use, and a PATH with nixery at its end.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-index bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-remote bench-index bench-storage bench-refusals equality crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,7 +57,7 @@ serve: setup
 
 test:
 	@scripts/setup.sh x86_64-linux aarch64-linux
-	@scripts/install_peers.sh docker-registry=docker-registry
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
 
@@ -99,7 +102,7 @@ acceptance-new:
 # Everything that depends on the version of Nix.
 test-nix:
 	@scripts/setup.sh x86_64-linux aarch64-linux
-	@scripts/install_peers.sh docker-registry=docker-registry
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/integration --junitxml=var/nix/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/nix/tests.xml
 
@@ -138,8 +141,17 @@ bench-pack: setup
 bench-storage: setup
 	@exec $(BIN)/python -m scripts.bench_storage
 
+bench-refusals: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_refusals
+
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
+
+bench-remote: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_remote
+
+equality: setup
+	@$(WITH_NIX) exec nice -n 5 $(BIN)/python -m scripts.equality
 
 bench-index: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_index $${NIXPKGS:+"$$NIXPKGS"}

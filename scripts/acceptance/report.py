@@ -187,8 +187,11 @@ _NOISE = (
     (re.compile(r"\b[0-9a-z]{32}-(?=failing)"), ""),
     (re.compile(r'(time="?|^)\d{4}[-/]\d\d[-/]\d\d[T ][^" ]*("| )', re.MULTILINE), ""),
 )
-# Progress, which a terminal overwrites.
-_PROGRESS = re.compile(r"elapsed: |.*: resolving |Using default tag|Trying to pull")
+# Progress, which a terminal overwrites; steps of builders; and what crictl logs before it prints it.
+_PROGRESS = re.compile(
+    r"elapsed: |.*: resolving |Using default tag|Trying to pull|#\d+ |-+$|> \[|INFO\[|STEP |Sending build context|Step "
+    r"|E\d{4} |Building at STEP|WARNING|Dockerfile:\d|\s*\d+ \|"
+)
 
 
 def message_of(output: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +59,15 @@ class Contents:
         return _blob(self.big)
 
     @property
+    def manifests(self) -> Mapping[str, bytes]:
+        """The manifest by path."""
+        return {self.by_tag: self.manifest, self.by_digest: self.manifest}
+
+    @property
     def files(self) -> Mapping[str, bytes]:
         """All contents by path."""
         return {
-            self.by_tag: self.manifest,
-            self.by_digest: self.manifest,
+            **self.manifests,
             self.small_blob: self.small,
             self.big_blob: self.big,
         }
@@ -101,14 +105,18 @@ def hand_over(contents: Contents, ours: Peer, registry: Peer) -> None:
         push_blob(registry, NAME, _digest(content), content)
 
 
-def compare(contents: Contents, peers: list[Peer]) -> None:
+def compare(files: Mapping[str, bytes], peers: Sequence[Peer]) -> None:
     """Check that all servers answer with the same bytes.
+
+    Args:
+        files: by path.
+        peers: the servers.
 
     Raises:
         BenchError: one of them does not.
     """
     for peer in peers:
-        for path, content in contents.files.items():
+        for path, content in files.items():
             if _get(peer, path, ACCEPT) != content:
                 raise BenchError(f"{peer.name} has other content at {path}")
 
@@ -116,7 +124,7 @@ def compare(contents: Contents, peers: list[Peer]) -> None:
 def _get(peer: Peer, path: str, headers: Mapping[str, str]) -> bytes:
     connection = http.client.HTTPConnection(HOST, peer.port, timeout=_BUILD)
     try:
-        connection.request("GET", path, headers=dict(headers))
+        connection.request("GET", path, headers={**headers, **peer.headers})
         response = connection.getresponse()
         body = response.read()
         if response.status != http.client.OK:

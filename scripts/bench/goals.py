@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from scripts.bench.hot_path import Kind, Results, ratios
 from scripts.bench.packing import Packing
+from scripts.peers.nixery_with_rules import NAME as WITH_TOKEN
 
 OURS = "nixery"
 
@@ -14,6 +15,7 @@ _SMALL_OF_NGINX = 0.25
 _BIG_OF_NGINX = 0.9
 _SMALL_OF_REGISTRY = 2.0
 _LATENCY = 0.05
+_TOKEN = 0.8
 
 # /v2/ is not a file at nginx by nature, and the manifest by digest has the bytes of that by tag.
 _NGINX_SMALL = ("blob of 2 KB", "manifest by tag")
@@ -41,6 +43,14 @@ def goals(results: Results, packing: Packing | None) -> Iterator[Goal]:
                     f"{ratio:.2f}",
                     ratio >= wanted,
                 )
+        both = {name: figures[name] for name in (OURS, WITH_TOKEN) if name in figures}
+        for _, ratio in ratios(both, WITH_TOKEN) if WITH_TOKEN in both else ():
+            yield Goal(
+                f"{case.name} with access rules and a token, as a multiple of without",
+                f"≥ {_TOKEN:g}",
+                f"{ratio:.2f}",
+                ratio >= _TOKEN,
+            )
     if packing is None:
         return
     late = packing.busy.percentile(99)

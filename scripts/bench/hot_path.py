@@ -10,6 +10,7 @@ from enum import Enum
 from scripts.bench.contents import ACCEPT, Contents
 from scripts.bench.load import Load, Measurement, measure, processor_seconds, wait_until_idle
 from scripts.peers.nginx import COPYING
+from scripts.peers.nixery_with_rules import NAME as WITH_TOKEN
 from scripts.peers.process import Peer
 
 ROUNDS = 3
@@ -26,11 +27,16 @@ class Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A load to measure, with the name that results show."""
+    """A load to measure, with the name that results show.
+
+    Attributes:
+        with_token: whether nixery answers it with access rules and a bearer token as well.
+    """
 
     name: str
     kind: Kind
     load: Load
+    with_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,10 @@ def cases(contents: Contents) -> list[Case]:
     """Return all cases."""
     part = {"Range": "bytes=20971520-22020095"}
     return [
-        Case("/v2/", Kind.SMALL, Load("/v2/")),
+        Case("/v2/", Kind.SMALL, Load("/v2/"), with_token=True),
         Case("blob of 2 KB", Kind.SMALL, Load(contents.small_blob)),
-        Case("manifest by tag", Kind.SMALL, Load(contents.by_tag, ACCEPT)),
-        Case("manifest by digest", Kind.SMALL, Load(contents.by_digest, ACCEPT)),
+        Case("manifest by tag", Kind.SMALL, Load(contents.by_tag, ACCEPT), with_token=True),
+        Case("manifest by digest", Kind.SMALL, Load(contents.by_digest, ACCEPT), with_token=True),
         *(
             Case(f"blob of 50 MB, {n} at a time", Kind.BIG, Load(contents.big_blob, connections=n))
             for n in (1, 8, 64)
@@ -96,8 +102,12 @@ def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str],
 
 
 def _asked(case: Case, peers: Sequence[Peer]) -> list[Peer]:
-    """Leave out the second nginx for small files, where sendfile makes no difference."""
-    return [peer for peer in peers if case.kind is Kind.BIG or peer.name != COPYING]
+    """Leave out the second nginx for small files, where sendfile makes no difference, and tokens where they do not count."""
+    return [
+        peer
+        for peer in peers
+        if (case.kind is Kind.BIG or peer.name != COPYING) and (case.with_token or peer.name != WITH_TOKEN)
+    ]
 
 
 def _measure(case: Case, peer: Peer) -> tuple[Measurement, float]:

@@ -104,7 +104,7 @@ def measure(peer: Peer, load: Load, seconds: int) -> Measurement:
         script.flush()
         command = [PROGRAM, "-t", "1", "-c", str(load.connections), "-d", str(seconds), "-s", script.name]
         command += ["--timeout", str(_ANSWER)]
-        for name, value in load.headers.items():
+        for name, value in {**load.headers, **peer.headers}.items():
             command += ["-H", f"{name}: {value}"]
         command.append(f"http://{peer.address}{load.path}")
         done = subprocess.run(

@@ -1,6 +1,6 @@
 """Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for its default packages.
 
-Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory
+Each closure is packed in threads, in processes and from NARs, the same bytes are compressed and digested from memory
 (the bound), tar, gzip and sha256sum do the same in a pipe, and tar alone reads the files. The measurements
 alternate. A missed goal is reported but is no failure.
 """
@@ -42,7 +42,7 @@ _CLOSURES = (
 _WORKERS = 2
 _ROUNDS = 3
 _RESULT = Path("var/bench/packing.json")
-_WIDTH = 130
+_WIDTH = 160
 
 _LEVELS: tuple[tuple[Literal["gzip", "zstd"], tuple[int, ...]], ...] = (
     ("gzip", (0, 1, 2, 3)),
@@ -156,11 +156,13 @@ def _compare(subject: Subject) -> Figures:
         memory = _run(Job("memory", subject.layers, _WORKERS))
         threads = _run(Job("threads", subject.layers, _WORKERS))
         processes = _run(Job("processes", subject.layers, _WORKERS))
-        if not memory.digest == threads.digest == processes.digest:
+        nars = _run(Job("nars", subject.layers, _WORKERS))
+        if not memory.digest == threads.digest == processes.digest == nars.digest:
             raise BenchError(f"{subject.name}: the ways of packing differ in their bytes")
         figures.add("bound", memory)
         figures.add("threads", threads)
         figures.add("processes", processes)
+        figures.add("nars", nars)
         figures.add("pipe", _script(_PIPE, subject))
         figures.add("reading", _script(_READING, subject))
     return figures
@@ -200,6 +202,9 @@ def _goals(figures: dict[str, Figures], resident: int) -> Iterator[Goal]:
         wanted = wanted_of[name]
         ratio = figures[name].ratio("threads", "bound")
         yield Goal(f"{name}, as a share of the bound", f"≥ {wanted:g}", f"{ratio:.2f}", ratio >= wanted)
+        if name in SMALL:
+            ratio = figures[name].ratio("nars", "bound")
+            yield Goal(f"{name} from NARs, likewise", f"≥ {wanted:g}", f"{ratio:.2f}", ratio >= wanted)
     for name, each in figures.items():
         ratio = each.ratio("threads", "pipe")
         yield Goal(f"{name}, as a multiple of the pipe", "≥ 7", f"{ratio:.1f}", ratio >= 7)  # noqa: PLR2004
@@ -218,8 +223,18 @@ def _show(
     goals: list[Goal],
 ) -> None:
     table = Table(title=f"packing with {_WORKERS} workers, MB/s (cores, MB resident)")
-    ways = ("threads", "processes", "bound", "reading", "pipe")
-    for column in ("", "MB", "files", *ways, "of bound", "its work", "of reading", "of pipe"):
+    ways = ("threads", "processes", "nars", "bound", "reading", "pipe")
+    for column in (
+        "",
+        "MB",
+        "files",
+        *ways,
+        "of bound",
+        "nars of bound",
+        "its work",
+        "of reading",
+        "of pipe",
+    ):
         table.add_column(column, justify="right")
     for name, each in figures.items():
         table.add_row(
@@ -228,6 +243,7 @@ def _show(
             f"{each.files:,}",
             *(f"{each.rate(w):.0f} ({each.cores(w):.1f}, {each.resident[w] / 1e6:.0f})" for w in ways),
             f"{each.ratio('threads', 'bound'):.2f}",
+            f"{each.ratio('nars', 'bound'):.2f}",
             f"{each.work('threads', 'bound'):.2f}",
             f"{each.ratio('threads', 'reading'):.2f}",
             f"{each.ratio('threads', 'pipe'):.1f}",

@@ -9,19 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import zstandard
+
 from nixery.closure import PathInfo, StorePath
 from nixery.oci.documents import MediaType
 from nixery.packing.compression import Compression, Compressor, compression
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
+from nixery.packing.nar_contents import NarContents
 from nixery.packing.packer import LayerPacker
-from nixery.packing.store_tree import add_store_paths
+
+# Of the NARs: the level that caches use, and the bytes of a piece.
+_NAR_LEVEL = 3
+_PIECE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,15 @@ class Job:
     """A measurement to make.
 
     Attributes:
-        what: packing in threads or in processes, or the same bytes from memory.
+        what: packing in threads or in processes; from NARs in memory, as a binary cache serves them with zstd; or the
+            same bytes from memory.
         layers: base names of the store paths in each.
         workers: number of threads or processes.
         name: of the compression.
         level: of the compression; ``None`` for the default.
     """
 
-    what: Literal["threads", "processes", "memory"]
+    what: Literal["threads", "processes", "nars", "memory"]
     layers: list[list[str]]
     workers: int
     name: Literal["gzip", "zstd"] = "gzip"
@@ -93,8 +104,32 @@ _Layer = tuple[int, str]  # compressed bytes, digests
 def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
     sink = _Counted()
     store_paths = [PathInfo(StorePath(path), "", sys.maxsize, ()) for path in paths]
-    diff_id = LayerPacker(way).pack(lambda archive: add_store_paths(archive, store_paths), sink, lambda: None)
+    with LocalStore() as store:
+        diff_id = LayerPacker(way).pack(
+            lambda archive: add_store_paths(archive, store_paths, store), sink, lambda: None
+        )
     return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
+
+
+def _pack_nars(way: Compression, infos: Sequence[PathInfo], nars: Mapping[StorePath, bytes]) -> _Layer:
+    @contextmanager
+    def opened(path: StorePath) -> Iterator[Iterator[bytes]]:
+        yield iter(zstandard.ZstdDecompressor().read_to_iter(nars[path], write_size=_PIECE))
+
+    contents, sink = NarContents(infos, {}, opened), _Counted()
+    diff_id = LayerPacker(way).pack(
+        lambda archive: add_store_paths(archive, infos, contents), sink, lambda: None
+    )
+    return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
+
+
+def _dumped(layer: Sequence[str], nars: dict[StorePath, bytes]) -> list[PathInfo]:
+    infos = []
+    for path in map(StorePath, layer):
+        nar = subprocess.run(("nix-store", "--dump", str(path)), capture_output=True, check=True).stdout
+        infos.append(PathInfo(path, hashlib.sha256(nar).hexdigest(), len(nar), ()))
+        nars[path] = zstandard.ZstdCompressor(_NAR_LEVEL).compress(nar)
+    return infos
 
 
 def _pack_alone(name: Literal["gzip", "zstd"], level: int | None, paths: Sequence[str]) -> _Layer:
@@ -126,10 +161,14 @@ def _measure(job: Job) -> Outcome:
     with pool:
         list(pool.map(len, [b""] * job.workers))  # start the workers before the clock
         contents = [_chunks(layer) for layer in job.layers] if job.what == "memory" else []
+        nars: dict[StorePath, bytes] = {}
+        infos = [_dumped(layer, nars) for layer in job.layers] if job.what == "nars" else []
         uncompressed = sum(len(chunk) for chunks in contents for chunk in chunks)
         before, began = _processor(), time.perf_counter()
         if job.what == "memory":
             layers = list(pool.map(_from_memory, [way] * n, contents))
+        elif job.what == "nars":
+            layers = list(pool.map(_pack_nars, [way] * n, infos, [nars] * n))
         elif job.what == "threads":
             layers = list(pool.map(_pack, [way] * n, job.layers))
         else:

@@ -33,5 +33,6 @@ def nixery(directory: Path, package_set: str, settings: Mapping[str, str] | None
         **(settings or {}),
     }
     command = ("env", *(f"--unset={source}" for source in _OTHER_SOURCES), _NIXERY, "serve")
-    with running("nixery", command, port, directory / "nixery.log", environment) as peer:
+    # With access rules, `/v2/` asks for credentials.
+    with running("nixery", command, port, directory / "nixery.log", environment, "/healthz") as peer:
         yield peer

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -33,12 +33,14 @@ class Peer:
         port: on the loopback interface.
         process: may have children.
         log: file with its output.
+        headers: credentials, which it needs with each request.
     """
 
     name: str
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def process_id(self) -> int:

@@ -22,6 +22,7 @@ def render() -> str:
     metrics = Metrics()
     metrics.watch({cache: CacheCounts() for cache in _CACHES})
     metrics.watch_index(lambda: Progress("", 1, 1, (), 0, is_complete=True))
+    metrics.watch_certificate(lambda: 0.0)
     rows = [_row(family) for family in sorted(metrics.families(), key=_order)]
     return "\n".join(["| Metric | Type | Labels | Meaning |", "|---|---|---|---|", *rows, ""])
 

@@ -16,8 +16,12 @@ import nixery
 from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
+from nixery.access.shared_usage import SharedUsage
+from nixery.binary_caches.client import BinaryCaches
+from nixery.binary_caches.configuration import CacheConfiguration
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
+from nixery.builds.cache_signing import CacheKeys, read_cache_key
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.evaluation_cache import EvaluationCache
@@ -31,19 +35,23 @@ from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.previews import ImagePreviews
+from nixery.builds.provision import Provider
+from nixery.builds.served_paths import ServedPaths
 from nixery.builds.slots import Share, Slots
+from nixery.builds.substitution import Substitution
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.locks import ProcessDirectory
 from nixery.nix.garbage_collection import NixGarbageCollector
-from nixery.nix.machine import require_usable_nix
+from nixery.nix.machine import is_installed, require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
 from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 from nixery.nix.sandbox import is_loopback
+from nixery.nix.store_database import StoreDatabase, has_local_store
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
@@ -51,6 +59,9 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
+from nixery.server.binary_cache import PREFIX as CACHE_PREFIX
+from nixery.server.binary_cache import BinaryCache
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import Clients
 from nixery.server.health import Health
 from nixery.server.http import AnswerWriter, Handler
@@ -76,6 +87,7 @@ from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
 from nixery.storage.leases import Leases
+from nixery.storage.opening import Storage
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import migrate_with_retries
 from nixery.telemetry.metrics import Metrics
@@ -88,6 +100,10 @@ if TYPE_CHECKING:
 # Seconds between two scans of all records. In a bucket, a listing costs a request for 1000 of them.
 _SCAN_INTERVAL = 300.0
 _SCAN_INTERVAL_IN_A_BUCKET = 3600.0
+
+# Seconds between two listings of the closures of images, for paths that the binary cache does not know.
+_LISTING_INTERVAL = 5.0
+_LISTING_INTERVAL_IN_A_BUCKET = 30.0
 
 # Default low watermark, as a fraction of the high one.
 _LOW = 0.9
@@ -102,6 +118,7 @@ class Components:
         admin: the listener for health and metrics.
         images: builds images, or finds them.
         blobs: the content of images.
+        closures: the store paths of images.
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
@@ -116,6 +133,7 @@ class Components:
     admin: Application
     images: Images
     blobs: BlobStore
+    closures: ImageClosures
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
@@ -152,14 +170,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     small_blobs = SmallBlobs(blobs)
 
     # Access.
-    quotas = Quotas()
+    quotas = Quotas(shared=SharedUsage(records) if resources.address is not None else None)
     rules = _access_rules(settings, resources, records, quotas)
     audit = _audit_log(settings, resources)
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
-    collector = NixGarbageCollector(
-        Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
-    )
+    state = Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix"))
+    collector = NixGarbageCollector(state, resources.roots.path)
     source = _package_source(settings, resources, NixStore(collector, settings.build_environment))
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
@@ -184,6 +201,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         options,
         expression,
         gate=resources.gate,
+        database=StoreDatabase(state)
+        if has_local_store(options.every_command, settings.build_environment)
+        else None,
     )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
@@ -210,6 +230,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
 
     # Builds.
+    substitution = await _substitution(settings, records)
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
     index = PackageIndex(
         pins,
@@ -221,14 +242,27 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         settings.index_sets,
         failure_time_to_live=settings.failure_ttl,
         write_derivations=settings.index_derivations,
+        substitutes=substitution is not None,
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
-    evaluator = Evaluator(source, nix, evaluations, index if cached else None)
+    tls = resources.tls
+    metrics.watch_certificate(lambda: None if tls is None else tls.current.expires.timestamp())
+    # Nix may work again later where it is installed; binary caches alone do for a server without it.
+    own_nix = nix if substitution is None or is_installed() else None
+    evaluator = Evaluator(source, own_nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     closures = ImageClosures(records)
     builder = ImageBuilder(
-        evaluator, nix, layers, blobs, leases, closures, resources.popularity, image_bounds, settings.created
+        evaluator,
+        Provider(own_nix, substitution),
+        layers,
+        blobs,
+        leases,
+        closures,
+        resources.popularity,
+        image_bounds,
+        settings.created,
     )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
@@ -240,7 +274,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
+    build_bounds = BuildBounds(
+        slots, settings.build_timeout, admit=quotas.admit_build, refresh=quotas.refresh
+    )
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -272,14 +308,24 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         log_links=settings.public_builds,
         audit=audit,
     )
+    cache_of_paths = _binary_cache(settings, resources, closures, storage, small_blobs, leases, permissions)
+    private = settings.admin_port is None and (resources.address is None or is_loopback(resources.address))
+    published = PublishedBuilds(
+        history,
+        FollowerBounds(settings.max_followers, settings.max_followers_per_client),
+        public=settings.public_builds,
+    )
+    cancellation = BuildCancellation(builds, published, audit, private=private)
     below, pages = _pages(
         settings,
         resources,
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history, closures),
-        history,
+        published,
+        cancellation,
         images,
         catalogue,
+        cache_of_paths,
     )
 
     async def source_is_usable() -> None:
@@ -297,7 +343,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         {
             "server": accepts_builds,
             "storage": blobs.probe,
-            "nix": partial(asyncio.to_thread, require_usable_nix),
+            **({} if own_nix is None else {"nix": partial(asyncio.to_thread, require_usable_nix)}),
             "source": source_is_usable,
         },
         metrics,
@@ -313,28 +359,30 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     application = Application(
         registry.answer,
         observation,
-        health.public_routes(
-            private=settings.admin_port is None
-            and (resources.address is None or is_loopback(resources.address))
-        ),
+        health.public_routes(private=private),
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
         access=access,
         encrypted=settings.tls_certificate is not None,
     )
-    admin = Application(None, observation, health.admin_routes())
+    admin = Application(
+        None, observation, health.admin_routes(), {"/api/v1/builds/": cancellation.answer_operator}
+    )
 
     async def close() -> None:
-        closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
+        closing = [layers.close(), images.close(), index.close()]
+        closing += [part.close() for part in (rules, cache_of_paths) if part is not None]
         await asyncio.gather(*closing)
-        await history.close()
+        await asyncio.gather(
+            history.close(), quotas.close(), *([substitution.close()] if substitution else [])
+        )
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records, rules)
+        background = _background(settings, resources, blobs, records, rules, cache_of_paths)
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
@@ -347,6 +395,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             admin,
             images,
             blobs,
+            closures,
             pins,
             evaluator,
             index,
@@ -422,29 +471,77 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
     )
 
 
+async def _substitution(settings: Settings, records: RecordStore) -> Substitution | None:
+    if settings.substitute == "nix":
+        return None
+    configuration = await asyncio.to_thread(
+        CacheConfiguration.read, settings.environment, settings.nix_arguments
+    )
+    return Substitution(BinaryCaches(configuration), records)
+
+
 def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     settings: Settings,
     resources: Resources,
     index: PackageIndex,
     descriptions: ImageDescriptions,
-    history: BuildHistory,
+    builds: PublishedBuilds,
+    cancellation: BuildCancellation,
     images: Images,
     catalogue: Catalogue,
+    cache: BinaryCache | None,
 ) -> tuple[dict[str, Handler], Pages]:
-    """Make the API and the pages, by the beginning of their paths; and the pages themselves."""
+    """Make the API, the pages and the binary cache, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
-    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
-    published = PublishedBuilds(history, bounds, public=public)
     packages, writer = PublishedPackages(index), AnswerWriter()
     api = Api(
         Packages(packages, writer),
-        Builds(published, images, platforms),
+        Builds(builds, images, cancellation, platforms),
         ImageDocuments(descriptions, platforms, writer, compare=public),
     )
     pages = Pages(
-        published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
+        builds,
+        cancellation,
+        packages,
+        descriptions,
+        PublishedImages(catalogue, public=public),
+        platforms,
+        writer,
+        settings.failure_ttl,
     )
-    return {"/api/": api.answer, "/": pages.answer}, pages
+    # The first beginning that matches decides.
+    below = {} if cache is None else {CACHE_PREFIX: cache.answer}
+    return {**below, "/api/": api.answer, "/": pages.answer}, pages
+
+
+def _binary_cache(  # noqa: PLR0913, PLR0917 -- all that its answers are made from
+    settings: Settings,
+    resources: Resources,
+    closures: ImageClosures,
+    storage: Storage,
+    small_blobs: SmallBlobs,
+    leases: Leases,
+    permissions: Permissions,
+) -> BinaryCache | None:
+    """Make the binary cache; ``None`` for a server without one, and in a command.
+
+    Raises:
+        SettingsError: the key file has no secret key.
+    """
+    if not settings.serve_cache or resources.address is None:
+        return None
+    interval = (
+        _LISTING_INTERVAL if settings.storage_backend == "filesystem" else _LISTING_INTERVAL_IN_A_BUCKET
+    )
+    key = None if settings.cache_key_file is None else read_cache_key(settings.cache_key_file)
+    return BinaryCache(
+        ServedPaths(closures, storage.records, interval),
+        CacheKeys(storage.records, key),
+        storage.blobs,
+        small_blobs,
+        leases,
+        permissions,
+    )
 
 
 def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
@@ -494,6 +591,7 @@ def _background(
     blobs: BlobStore,
     records: RecordStore,
     rules: AccessRules | None,
+    cache: BinaryCache | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -504,6 +602,8 @@ def _background(
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
     if rules is not None:
         work.append(rules.watch())
+    if cache is not None:
+        work.append(cache.read_paths())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

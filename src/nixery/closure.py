@@ -9,7 +9,9 @@ from dataclasses import dataclass
 STORE_DIRECTORY = "/nix/store"
 
 # 32 digits of Nix's own base 32, which leaves out e, o, u and t; names as in Nix's name.cc.
-_BASE_NAME = re.compile(r"([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-zA-Z+\-._?=]{1,211})", re.ASCII)
+_DIGITS = "0123456789abcdfghijklmnpqrsvwxyz"
+_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
+_BASE_NAME = re.compile(rf"([{_DIGITS}]{{32}})-([0-9a-zA-Z+\-._?=]{{1,211}})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,6 +57,30 @@ def without_version(name: str) -> str:
     """
     match = re.search(r"-(?=[^a-zA-Z])", name)
     return name[: match.start()] if match else name
+
+
+def encode_base32(content: bytes) -> str:
+    """Write bytes in Nix's own base 32: the last five bits first (``printHash32`` in Nix's ``hash.cc``)."""
+    number = int.from_bytes(content, "little")
+    length = (len(content) * 8 + 4) // 5
+    return "".join(_DIGITS[number >> (5 * place) & 31] for place in reversed(range(length)))
+
+
+def decode_base32(text: str) -> bytes:
+    """Read Nix's base 32.
+
+    Raises:
+        ValueError: it has other characters, or bits that belong to no byte.
+    """
+    number = 0
+    for digit in text:
+        if digit not in _VALUES:
+            raise ValueError(f"{text!r} is not in Nix's base 32")
+        number = number << 5 | _VALUES[digit]
+    size = len(text) * 5 // 8
+    if number >> (8 * size):
+        raise ValueError(f"{text!r} is not in Nix's base 32")
+    return number.to_bytes(size, "little")
 
 
 @dataclass(frozen=True, slots=True)

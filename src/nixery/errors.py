@@ -9,6 +9,7 @@
     │   ├── InvalidDigest
     │   ├── NameUnknown               nothing was built under this name yet
     │   ├── BlobUnknown
+    │   ├── StorePathUnknown          no stored image has this store path
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
     │   ├── PackageUnknown            the package set has no such package
@@ -26,6 +27,9 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
+    │   ├── BinaryCacheFailed         the administrator of a binary cache
+    │   ├── NarRefused                the binary cache: its contents are not what it has announced
+    │   ├── NotIndexed                the administrator of a server without Nix
     │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
@@ -33,6 +37,7 @@
     │       ├── NixUnusable           Nix is missing, or its answer is not understood
     │       └── PathsCollected        Nix's garbage collector deleted paths in use
     ├── PlatformFailed                one of several platforms: holds one of the above
+    ├── BuildCancelled                somebody who may do so ended the build
     ├── StorageError                  the administrator of the storage
     │   ├── BlobVerificationFailed
     │   ├── StorageFull
@@ -55,6 +60,7 @@ Errors carry data. ``server/errors.py`` alone maps them to a status and a code; 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -65,11 +71,26 @@ from nixery.plain_text import escaped, shortened
 # Characters. With 100 unavailable packages, a message that explains the first five has some 12,000.
 LONGEST_MESSAGE = 16_000
 
+# Names that a message about several of them shows.
+_SHOWN_NAMES = 5
+
 # Characters of a file's name that a message shows: enough to find the file.
 _LONGEST_FILE_NAME = 300
 
+# The name in ``<hash>-<name>.drv``.
+_DERIVATION = re.compile(r"(?:[0-9a-z]{32}-)?(.*?)(?:\.drv)?", re.DOTALL)
+
+# A line of a log with a reason: "main.c:3:1: error: ...", "error[E0425]: ...", "ImportError: ...".
+_TELLING = re.compile(r"(?:error|Error|ERROR|fatal)(?:\[\w+\])?: ")
+
 # The disk, or this user's quota, is full; or a file may not become as large as that (setrlimit(2)).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def derivation_name(file: str) -> str:
+    """Return the name in ``<hash>-<name>.drv``: people read it, and the hash tells them nothing."""
+    match = _DERIVATION.fullmatch(file)
+    return match[1] if match else file
 
 
 class NixeryError(Exception):
@@ -145,6 +166,16 @@ class BlobUnknown(RequestError):
         self.digest = digest
 
 
+class StorePathUnknown(RequestError):
+    """No stored image has this store path, or the client may pull none of those that have it."""
+
+    def __init__(self, digits: str) -> None:
+        super().__init__(
+            f"no stored image has a store path with the hash {digits}; pull an image that has it, to have it built"
+        )
+        self.digits = digits
+
+
 class ManifestUnknown(RequestError):
     """No manifest with this digest is stored, or the tag is of a kind that is never built."""
 
@@ -169,6 +200,7 @@ class PackageUnknown(RequestError):
         hint = f"; did you mean {' or '.join(near_names)}?" if near_names else ""
         super().__init__(f"the package set has no {name}{hint}")
         self.name = name
+        self.near_names = tuple(near_names)
 
 
 class Reason(StrEnum):
@@ -186,6 +218,7 @@ class Reason(StrEnum):
     INCOMPLETE = "incomplete"
     INVALID_META_PACKAGE = "not a valid meta-package"
     INVALID_FACTS = "not a valid description of the package set"
+    NOT_CACHED = "in no binary cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,19 +317,42 @@ class BuildFailed(PackageSetError):
     Attributes:
         derivation: file name of the derivation that failed; ``None`` when Nix failed without naming one.
         log_tail: the last lines that the builder wrote.
+        summary: the reason in Nix's words, on one line.
         disturbed: whether Nix's garbage collector was running at the time, which may have been the cause.
+
+    Args:
+        needed_by: the package of the image that needs the derivation; empty if it is that package's own, or unknown.
     """
 
     def __init__(
-        self, derivation: str | None, log_tail: tuple[str, ...], summary: str, *, disturbed: bool = False
+        self,
+        derivation: str | None,
+        log_tail: tuple[str, ...],
+        summary: str,
+        *,
+        disturbed: bool = False,
+        needed_by: str = "",
     ) -> None:
-        what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
+        needs = f", which {needed_by} needs," if needed_by else ""
+        what = (
+            f"building {derivation_name(derivation)}{needs} failed"
+            if derivation
+            else "Nix could not build the packages"
+        )
         # Most clients show the message and nothing else, so it has to contain the reason.
-        last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
-        reason = f"; its log ends with: {last}" if last and last not in summary else ""
+        lines = [line.strip() for line in log_tail if line.strip()]
+        last = lines[-1] if lines else ""
+        # The last line is often that of a tool that ran the one with the reason: "make: *** [all] Error 1".
+        telling = next((line for line in reversed(lines) if _TELLING.search(line)), last)
+        reason = f"; its log {'ends with' if telling == last else 'has'}: {telling}" if telling else ""
+        if telling and telling in summary:
+            reason = ""
+        elif derivation and not lines:
+            reason = "; it wrote nothing"
         super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail
+        self.summary = summary
         self.disturbed = disturbed
 
 
@@ -323,6 +379,50 @@ class SourceUnreachable(PackageSetError):
     """The package source does not answer at the moment; a retry may help."""
 
 
+class BinaryCacheFailed(BuildError):
+    """A binary cache does not answer, or not with what its narinfos say.
+
+    Attributes:
+        cache: its name, without secrets.
+    """
+
+    def __init__(self, cache: str, reason: str) -> None:
+        super().__init__(f"the binary cache {cache} failed: {reason}")
+        self.cache = cache
+
+
+class NarRefused(BuildError):
+    """The contents of a store path, as a binary cache serves them, are damaged or not those that it has announced.
+
+    Attributes:
+        path: the store path.
+        reason: what is wrong with its NAR.
+        cache: the URL of the binary cache; may be empty.
+    """
+
+    def __init__(self, path: str, reason: str, cache: str = "") -> None:
+        source = f"the binary cache {cache}" if cache else "a binary cache"
+        super().__init__(
+            f"{source} serves a NAR of {path} that is refused: {reason}; retry, or remove the cache from the "
+            "substituters of Nix's configuration"
+        )
+        self.path = path
+        self.reason = reason
+        self.cache = cache
+
+
+class NotIndexed(BuildError):
+    """A server without Nix does not know what names stand for."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        shown_names = ", ".join(names[:_SHOWN_NAMES]) + (", and others" if len(names) > _SHOWN_NAMES else "")
+        super().__init__(
+            f"this server has no Nix, and the package index of the storage does not tell what it needs of {shown_names} "
+            "in this state of the package set: have a server with Nix index the state for this platform, or pull the "
+            "image from it once"
+        )
+
+
 class NixError(BuildError):
     """Nix, or the machine that it runs on, is the cause."""
 
@@ -343,8 +443,16 @@ class NixTimedOut(NixError):
         setting: str = "NIX_TIMEOUT",
     ) -> None:
         evaluates = setting == EVALUATION_TIMEOUT
-        what = f"building {derivation}" if derivation else "the evaluation" if evaluates else "Nix"
-        super().__init__(f"{what} took longer than {seconds:g} seconds ({setting})")
+        what = (
+            f"building {derivation_name(derivation)}"
+            if derivation
+            else "the evaluation"
+            if evaluates
+            else "Nix"
+        )
+        super().__init__(
+            f"{what} took longer than {seconds:g} seconds ({setting}, which the operator of the server can raise)"
+        )
         self.derivation = derivation
         self.seconds = seconds
         self.log_tail = log_tail
@@ -355,8 +463,8 @@ class BuildDeadlineExceeded(NixError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); retry to continue from the "
-            "packages that were built"
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT, which the operator of the "
+            "server can raise); the next build begins with the packages that this one completed"
         )
         self.seconds = seconds
 
@@ -392,6 +500,17 @@ class PlatformFailed(NixeryError):
         super().__init__(f"{platform}: {error}")
         self.platform = platform
         self.error = error
+
+
+class BuildCancelled(NixeryError):
+    """A build was ended on request. It is not remembered: the next request starts the build again.
+
+    Args:
+        by: who ended it, for all who see the build or wait for it: a role, such as "an administrator", and not a name.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(f"the build was cancelled by {by}; pull the image again to start a new build")
 
 
 class StorageError(NixeryError):
@@ -514,6 +633,8 @@ class TooBusy(Unavailable):
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
     LOGINS = "it completes {limit} logins at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    STORE_PATHS = "it is still reading which store paths its images have, of {waiting} images so far"
+    NARS = "it makes {limit} NARs at once, and {waiting} more are queued"
     PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"

@@ -137,11 +137,14 @@ class Beneath:
     Args:
         directory: absolute; the only name in which symlinks are followed.
         emulated: do without ``openat2``.
+
+    Attributes:
+        descriptor: of the directory, with ``O_PATH``.
     """
 
     def __init__(self, directory: bytes, *, emulated: bool = False) -> None:
-        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._emulated = emulated or not _has_openat2(self._directory)
+        self.descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._emulated = emulated or not _has_openat2(self.descriptor)
 
     def open(self, name: bytes, flags: int) -> int:
         """Open a name and return its descriptor.
@@ -159,20 +162,20 @@ class Beneath:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         if self._emulated:
             return self._open_without_openat2(components, flags)
-        return _openat2(self._directory, name, flags)
+        return _openat2(self.descriptor, name, flags)
 
     def _open_without_openat2(self, components: list[bytes], flags: int) -> int:
         *above, last = components
-        directory = self._directory
+        directory = self.descriptor
         try:
             for component in above:
                 below = os.open(component, _STEP, dir_fd=directory)
-                if directory != self._directory:
+                if directory != self.descriptor:
                     os.close(directory)
                 directory = below
             return os.open(last, flags, dir_fd=directory)
         finally:
-            if directory != self._directory:
+            if directory != self.descriptor:
                 os.close(directory)
 
     def __enter__(self) -> Self:
@@ -181,7 +184,7 @@ class Beneath:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._directory)
+        os.close(self.descriptor)
 
 
 def make_private_directory(directory: Path) -> None:

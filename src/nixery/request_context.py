@@ -36,6 +36,21 @@ class Client:
 INTERNAL = Client("internal")
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that a request asked for, and that is not allowed.
+
+    Attributes:
+        right: that is missing; ``None`` if any would do.
+        name: of an image, a package or a build, or the path of a page.
+        reason: for people.
+    """
+
+    right: str | None
+    name: str
+    reason: str
+
+
 class RequestContext:
     """A request in progress.
 
@@ -43,14 +58,16 @@ class RequestContext:
         id: from a trusted proxy, or generated; safe to log and to send back.
         waited: whether the answer was not in memory, so that the server read the storage or built it.
         abandoned: whether its client has disconnected.
+        refused: the last thing that was not allowed; ``None`` for none.
     """
 
-    __slots__ = ("_client", "_waits", "abandoned", "id", "waited")
+    __slots__ = ("_client", "_waits", "abandoned", "id", "refused", "waited")
 
     def __init__(self, identity: str, client: Client = INTERNAL) -> None:
         self.id = identity
         self.waited = False
         self.abandoned = False
+        self.refused: Refusal | None = None
         self._client: Client | None = client
         self._waits: list[Wait] | None = None
 
@@ -61,10 +78,12 @@ class RequestContext:
             wait.cancel()
 
     def track(self, wait: Wait) -> None:
-        """Let ``abandon`` cancel a wait until it is done."""
+        """Let ``abandon`` cancel a wait until it is done; cancel it now if the client has disconnected already."""
         waits = self._waits = self._waits or []
         waits.append(wait)
         wait.add_done_callback(waits.remove)
+        if self.abandoned:
+            wait.cancel()
 
     @property
     def client(self) -> Client:

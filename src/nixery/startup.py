@@ -14,7 +14,7 @@ from nixery.errors import NixUnusable, SettingsError, StorageError
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks, ProcessDirectory
-from nixery.nix.machine import Release, native_platform, owns_store, release
+from nixery.nix.machine import Release, is_installed, native_platform, owns_store, release
 from nixery.nix.options import NixOptions
 from nixery.nix.sandbox import (
     BuilderGate,
@@ -143,13 +143,10 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
     if not (temporary and roots and locks and opened and popularity is not None) or problems:
         raise SettingsError(tuple(problems))
     if serving and confinement is not None:
-        log_confinement(confinement)
+        if settings.substitute == "nix" or is_installed():
+            log_confinement(confinement)
         if confinement.sandbox == "unknown":
-            # The server starts all the same: stored images need no Nix, and it may work again later.
-            _log.error(
-                "cannot build with Nix: only stored images are served until it works (run nixery check)",
-                reason=confinement.reason,
-            )
+            _log_unusable_nix(settings, confinement)
     return Resources(
         address=address,
         platforms=platforms,
@@ -163,6 +160,27 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
         admin_address=admin_address,
         tls=tls,
     )
+
+
+def _log_unusable_nix(settings: Settings, confinement: Confinement) -> None:
+    """Log what is served without Nix. The server starts all the same, and Nix may work again later."""
+    if settings.substitute == "nix":
+        _log.error(
+            "cannot build with Nix: only stored images are served until it works (run nixery check)",
+            reason=confinement.reason,
+        )
+    elif is_installed():
+        _log.error(
+            "cannot build with Nix: only stored images, and those whose packages are in binary caches, are served "
+            "until it works (run nixery check)",
+            reason=confinement.reason,
+        )
+    else:
+        # An operator's choice: see docs/how-to/run-without-a-store.md.
+        _log.warning(
+            "serving without Nix: stored images, and those whose packages are in the package index of the storage "
+            "and in binary caches"
+        )
 
 
 def _sandbox(settings: Settings, confinement: Confinement | None, *, waived: bool) -> bool | None:

@@ -16,7 +16,6 @@ from tests.acceptance.clients.client import Client
 from tests.acceptance.clients.containerd import Containerd, running_containerd
 from tests.acceptance.clients.crane import Crane, running_crane
 from tests.acceptance.clients.docker import Docker, running_docker
-from tests.acceptance.clients.logins import COMPILED
 from tests.acceptance.clients.podman import Podman, running_podman
 from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
 from tests.acceptance.registry_with_access import Registry, running_registry
@@ -68,6 +67,18 @@ def _clients() -> list[str]:
     return [name for name, reason in _listed().items() if not reason]
 
 
+def _login_clients() -> list[str]:
+    """The clients, the builders whose base image needs credentials, and crictl."""
+    return [
+        *_clients(),
+        "docker-build",
+        "buildkit",
+        "podman-build",
+        "buildah-build",
+        *sorted(_installed_builders()),
+    ]
+
+
 def _installed(file: str, what: str) -> set[str]:
     """The further programs of a file of set-up that set-up could install."""
     try:
@@ -88,7 +99,12 @@ def _stores() -> set[str]:
 
 def _builders() -> list[str]:
     """The builders of the clients, and those that set-up could install."""
-    return ["buildkit", "docker", "podman", "buildah", *sorted(_installed("builders", "the builders"))]
+    return ["buildkit", "docker", "podman", "buildah", *({"kaniko"} & _installed_builders())]
+
+
+def _installed_builders() -> set[str]:
+    """kaniko, and crictl, which is none, as far as set-up could install them."""
+    return _installed("builders", "the builders")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -117,8 +133,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if metafunc.function.__name__ == "test_mirror":
             there = [name for name in there if name not in WITHOUT_MIRRORS]
         metafunc.parametrize("client", there, indirect=True, scope="session")
+    if "mirrored" in metafunc.fixturenames:
+        pullers = ["ctr", *({"crictl"} & _installed_builders())]
+        metafunc.parametrize("mirrored", pullers, indirect=True, scope="module")
     if "login_client" in metafunc.fixturenames:
-        metafunc.parametrize("login_client", _clients(), indirect=True, scope="session")
+        metafunc.parametrize("login_client", _login_clients(), indirect=True, scope="session")
 
 
 def server_with_debian(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
@@ -192,7 +211,7 @@ def notes(client: Client, request: pytest.FixtureRequest) -> Notes:
 @pytest.fixture(scope="session")
 def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     # A user for each client: the failed logins of one delay those of no other.
-    with running_registry(tmp_path_factory.mktemp("access"), [*RUNNING, *COMPILED]) as running:
+    with running_registry(tmp_path_factory.mktemp("access"), _login_clients()) as running:
         yield running
 
 
@@ -215,7 +234,9 @@ class Reporter:
         if not any(module in report.nodeid for module in _CLIENTS):
             return
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
-        if parameter.removesuffix("]") not in _clients() or (report.when != "call" and not report.failed):
+        if parameter.removesuffix("]") not in _login_clients() or (
+            report.when != "call" and not report.failed
+        ):
             return
         assert test in TESTS | ACCESS_TESTS, f"scripts/acceptance/report.py has no row for {test}"
         client = self.report.clients.setdefault(parameter.removesuffix("]"), ClientReport())

@@ -21,7 +21,7 @@ from tests.support.nix import nix_environment
 from tests.support.repository import Repository
 from tests.support.server import HOST, Server, running_server
 
-# Everyone may have `other`; only the team `hello`.
+# Everyone may have `other`, and `environment` at a single tag; only the team `hello`.
 _RULES = """\
 htpasswd = "htpasswd"
 
@@ -36,6 +36,12 @@ may = ["pull", "build"]
 who = ["everyone"]
 packages = ["other"]
 may = ["pull", "build"]
+
+[[rule]]
+who = ["everyone"]
+packages = ["environment"]
+tags = ["1.0"]
+may = ["pull"]
 """
 
 # Of every user.
@@ -78,7 +84,7 @@ def _api_token(storage: Path, temporary: Path, *, ago: float = 0) -> str:
 
 @contextmanager
 def running_registry(directory: Path, team: Sequence[str]) -> Iterator[Registry]:
-    """Run a server with the images ``hello`` and ``other``, and a user for each member of the team."""
+    """Run a server with the images ``hello``, ``other`` and ``environment``, and a user for each member of the team."""
     hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     (directory / "htpasswd").write_text("".join(f"{user}:{hashed}\n" for user in (*team, USER, VISITOR)))
     file = directory / "access.toml"
@@ -99,7 +105,7 @@ def running_registry(directory: Path, team: Sequence[str]) -> Iterator[Registry]
     other.mkdir()
     with running_server(directory, settings) as server:
         alice = RegistryClient(HOST, server.port, authorization=Credentials(USER, PASSWORD).authorization)
-        for name in ("hello", "other"):
+        for name in ("hello", "other", "environment"):
             for tag in ("latest", *TAGS):
                 assert alice.manifest(name, tag).status == 200
         yield Registry(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.acceptance.clients.client import Outcome, Shell
-from tests.acceptance.clients.logins import COMPILED, Case, Credentials, LoginClient, commands_of
+from tests.acceptance.clients.logins import COMPILED, Case, Commands, Credentials, LoginClient, commands_of
+from tests.acceptance.clients.private_bases import running_builder
 from tests.acceptance.conftest import RUNNING, Notes
 from tests.acceptance.registry_with_access import PASSWORD, TAGS, VISITOR, Registry
 from tests.support.file_systems import short_lived_directory
@@ -26,16 +29,37 @@ _MESSAGES = {
 }
 
 
+# What clients show that do not show these, at least.
+_HINTS = {
+    Case.WRONG: "401|unauthorized",
+    Case.EXPIRED: "401|unauthorized",
+    Case.FOREIGN: "401|unauthorized",
+    Case.UNRELATED: "not found|does not exist",
+    Case.MISSING: "401|unauthorized|authorization failed|access denied|no basic auth credentials",
+}
+
+
 @pytest.fixture(scope="session")
 def login_client(request: pytest.FixtureRequest, access: Registry) -> Iterator[LoginClient]:
     name: str = request.param
-    with short_lived_directory(f"nixery-{name}-") as directory:
-        if name in COMPILED:
-            commands = COMPILED[name](Shell(directory))
-            yield LoginClient(commands, commands.versions(), access.host)
-            return
-        with RUNNING[name](directory, access.server.port) as client:
-            yield LoginClient(commands_of(client), client.versions(), access.host)
+    with (
+        short_lived_directory(f"nixery-{name}-") as directory,
+        _running(name, directory, access.server.port) as (commands, versions),
+    ):
+        yield LoginClient(commands, versions, access.host)
+
+
+@contextmanager
+def _running(name: str, directory: Path, port: int) -> Iterator[tuple[Commands, Mapping[str, str]]]:
+    if name in COMPILED:
+        commands = COMPILED[name](Shell(directory))
+        yield commands, commands.versions()
+    elif name in RUNNING:
+        with RUNNING[name](directory, port) as client:
+            yield commands_of(client), client.versions()
+    else:
+        with running_builder(name, directory, port) as running:
+            yield running
 
 
 @pytest.fixture
@@ -108,6 +132,8 @@ def _expect(case: Case, login_client: LoginClient, outcome: Outcome, notes: Note
     notes.note("names the login" if "docker login" in outcome.output else shown)
     assert outcome.status != 0
     assert (_MESSAGES[case] in outcome.output) == (case in login_client.commands.shows), outcome.output
+    if case not in login_client.commands.shows:
+        assert re.search(_HINTS[case], outcome.output, re.IGNORECASE), outcome.output
 
 
 def test_wrong_password(login_client: LoginClient, remarks: Notes) -> None:
@@ -135,13 +161,24 @@ def test_no_credentials(login_client: LoginClient, remarks: Notes) -> None:
     _expect(Case.MISSING, login_client, outcome, remarks)
 
 
+def _lists(outcome: Outcome, tag: str) -> bool:
+    return re.search(rf'(^|[\s"]){re.escape(tag)}($|[\s"])', outcome.expect_success()) is not None
+
+
 def test_list_of_tags(login_client: LoginClient, remarks: Notes) -> None:
     listed = login_client.tags("hello", right(login_client))
     if listed is None:
         remarks.note("no command")
         return
+    partly = login_client.tags("environment", right(login_client))
+    assert partly is not None
     for tag in TAGS:
-        assert re.search(rf'(^|[\s"]){re.escape(tag)}($|[\s"])', listed.expect_success()), listed.output
+        assert _lists(listed, tag), listed.output
+        # Everyone sees one of them: a client sends its credentials only if it is asked for them.
+        assert _lists(partly, tag), partly.output
+    shown = login_client.tags("environment", None)
+    assert shown is not None
+    assert [tag for tag in TAGS if _lists(shown, tag)] == ["1.0"], shown.output
     everyone = login_client.tags("other", None)
     refused = login_client.tags("hello", None)
     assert everyone is not None
@@ -163,18 +200,19 @@ def test_list_of_images(login_client: LoginClient, remarks: Notes) -> None:
     assert "hello" not in words
 
 
-def test_tags_as_updaters_list_them(access: Registry) -> None:
+@pytest.mark.parametrize("name", ["hello", "environment"])
+def test_tags_as_updaters_list_them(access: Registry, name: str) -> None:
     """Renovate and ArgoCD's image updater: challenge, token with the scope of the image, pages of tags."""
     client = access.server.client
-    challenge = client.get("/v2/hello/tags/list?n=2")
+    challenge = client.get(f"/v2/{name}/tags/list?n=2")
     assert challenge.status == 401
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge.headers["www-authenticate"]))
-    assert fields["scope"] == "repository:hello:pull"
+    assert fields["scope"] == f"repository:{name}:pull"
     basic = {"Authorization": Credentials("robot", access.token).authorization}
     path = fields["realm"].removeprefix(f"http://{access.host}")
     issued = client.get(f"{path}?service={fields['service']}&scope={fields['scope']}", basic).json()
     tags: list[str] = []
-    following: str | None = "/v2/hello/tags/list?n=2"
+    following: str | None = f"/v2/{name}/tags/list?n=2"
     while following is not None:
         page = client.get(following, {"Authorization": f"Bearer {issued['token']}"})
         assert page.status == 200

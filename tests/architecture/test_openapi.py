@@ -48,7 +48,7 @@ HANDLERS = {
     "/api/v1/images/{image}": ImageDocuments.get,
     "/api/v1/digests/{image}": ImageDocuments.digest,
 }
-POSTS = {"/api/v1/builds": Builds.begin}
+POSTS = {"/api/v1/builds": Builds.begin, "/api/v1/builds/{build}/cancel": Builds.cancel}
 PAGES = {
     "/",
     "/images",
@@ -63,6 +63,13 @@ PAGES = {
     "/openapi.json",
     "/builds/{build}/log",
     "/static/{file}",
+}
+# Of Nix's protocol, for which the server is optional.
+CACHE = {
+    "/nix-cache/nix-cache-info",
+    "/nix-cache/public-key",
+    "/nix-cache/{hash}.narinfo",
+    "/nix-cache/nar/{hash}-{nar-hash}.nar",
 }
 
 
@@ -80,11 +87,12 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         *HANDLERS,
         *OTHERS,
         *PAGES,
+        *CACHE,
         TOKEN_PATH,
         *LOGIN_PATHS,
     }
     assert set(OTHERS) == {*PATHS, METRICS}
-    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES, TOKEN_PATH, "/login", "/logout"):
+    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES, *CACHE, TOKEN_PATH, "/login", "/logout"):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         # HEAD answers as GET does, but for ranges (RFC 9110, 14.2) and for redirects to URLs that are signed
         # for GET.

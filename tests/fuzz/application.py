@@ -18,6 +18,7 @@ from nixery.builds.image_closure import ImageClosures
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
+from nixery.builds.provision import Provider
 from nixery.builds.slots import Slots
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.platform import AMD64, Platform
@@ -140,6 +141,9 @@ class _Protocol:
         self.responses: list[Response] = []
         self._body = body
 
+    async def client_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
     def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
         self._respond(status, headers, b"")
 
@@ -192,7 +196,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         evaluator = Evaluator(source, cast("Nix", nix), None)
         builder = ImageBuilder(
             evaluator,
-            cast("Nix", nix),
+            Provider(cast("Nix", nix)),
             layers,
             blobs,
             leases,

@@ -10,6 +10,7 @@ import pytest
 from tests.fuzz.application import ApplicationUnderTest, application_under_test
 from tests.support.nix import PACKAGE_SETS, NixSpy, nix_environment
 from tests.support.raw_http import exchange
+from tests.support.second_store import hash_of, registered_paths
 from tests.support.server import HOST, Server, running_server
 
 
@@ -27,6 +28,8 @@ class Target:
         digest: of the manifest of ``hello``.
         blob: digest of one of its layers.
         content: of that layer.
+        hash: by which a binary cache knows one of its store paths.
+        nar_hash: SHA-256 of the NAR of that path.
     """
 
     server: Server
@@ -34,6 +37,8 @@ class Target:
     digest: str
     blob: str
     content: bytes
+    hash: str
+    nar_hash: str
 
     def exchange(self, sent: bytes) -> bytes:
         return exchange((HOST, self.server.port), sent)
@@ -50,9 +55,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     directory = tmp_path_factory.mktemp("fuzz")
     spy = NixSpy.install(directory / "spy")
     settings = {"NIXERY_PKGS_PATH": str(PACKAGE_SETS), **nix_environment(directory), **spy.environment()}
+    settings |= {"NIXERY_SERVE_CACHE": "1"}
     with running_server(directory / "server", settings) as server:
         digest = server.client.digest("hello")
         blob = server.client.manifest("hello").json()["layers"][-1]["digest"]
         content = server.client.blob("hello", blob).body
-        yield Target(server, spy, digest, blob, content)
+        path, registered = next(iter(registered_paths(server.storage).items()))
+        yield Target(server, spy, digest, blob, content, hash_of(path), registered["nar_hash"])
         assert server.stop() == 0

@@ -28,6 +28,7 @@ from nixery.access.oidc import OidcIssuers
 from nixery.access.policy import Policy, Rule
 from nixery.access.quotas import Quotas
 from nixery.access.registry_tokens import RegistryTokens, SigningKeys
+from nixery.builds.coordinator import BuildCoordinator
 from nixery.builds.descriptions import (
     DescribedLayer,
     DescribedPackage,
@@ -57,6 +58,7 @@ from nixery.nix.packages import Attribute
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.http import AnswerWriter
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
@@ -87,7 +89,7 @@ _DESCRIPTION = Path(__file__).parents[2] / "docs" / "reference" / "openapi.yaml"
 # Words that occur in no other text. The last one is similar to the one before, and so a near name of it.
 WORDS = ("zulualpha", "zulubravo", "zulucharlie", "zuluc")
 TAGS = ("latest", "1.0")
-NAMES = ("zulualpha", "zulubravo", "zulucharlie", "zulualpha/zulubravo", "shell/zulubravo")
+NAMES = ("zulualpha", "zulubravo", "zulucharlie", "zulualpha/zulubravo", "shell/zulubravo", "amd64")
 MISSING = "zulucharli"
 USER = "someone"
 
@@ -161,6 +163,8 @@ class _Descriptions:
         self._tag = tag
         return PIN
 
+    ignores_tags = False
+
     def exact_tag(self, _pin: object) -> str | None:
         return None
 
@@ -182,6 +186,13 @@ class _Descriptions:
         layers = (DescribedLayer(found.layer, 1, request.requested),)
         others = tuple(Shared(report, 1, 1) for report in self._history.recent()) if compare else ()
         return ImageDescription("linux/amd64", found.manifest, packages, layers, {}, {}, others)
+
+
+class _NoBuilds:
+    """A ``BuildCoordinator`` without builds."""
+
+    def requesters(self, build: str) -> None:
+        assert build
 
 
 class _Index(FakeIndex):
@@ -263,13 +274,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, _
         published = PublishedBuilds(history, FollowerBounds(10, 10), public=True)
         packages = PublishedPackages(cast("PackageIndex", _Index()))
         descriptions = cast("ImageDescriptions", _Descriptions(stored, history))
+        cancellation = BuildCancellation(
+            cast("BuildCoordinator", _NoBuilds()), published, None, private=False
+        )
         api = Api(
             Packages(packages, writer),
-            Builds(published, images, platforms),
+            Builds(published, images, cancellation, platforms),
             ImageDocuments(descriptions, platforms, writer, compare=True),
         )
         names = PublishedImages(catalogue, public=True)
-        pages = Pages(published, packages, descriptions, names, platforms, writer)
+        pages = Pages(published, cancellation, packages, descriptions, names, platforms, writer)
         tokens = _Tokens()
         signed = RegistryTokens(SigningKeys(records), 300)
         verifiers = Verifiers(signed, cast("ApiTokens", tokens), FailedLogins())

@@ -38,7 +38,12 @@ schema = schemathesis.openapi.from_path(_DESCRIPTION)
 def test_the_server_is_as_described(target: Target, case: schemathesis.Case[Any]) -> None:
     validate(target, case)
     # Generated digests are never stored ones.
-    stored = {"reference": target.digest, "digest": target.blob}
+    stored = {
+        "reference": target.digest,
+        "digest": target.blob,
+        "hash": target.hash,
+        "nar-hash": target.nar_hash,
+    }
     if known := {name: value for name, value in stored.items() if name in case.path_parameters}:
         case.path_parameters.update(known)
         # A random value never matches the ETag, so the server would ignore every range.
@@ -47,6 +52,7 @@ def test_the_server_is_as_described(target: Target, case: schemathesis.Case[Any]
 
 
 BLOB, MANIFEST = "/v2/{name}/blobs/{digest}", "/v2/{name}/manifests/{reference}"
+NARINFO, NAR = "/nix-cache/{hash}.narinfo", "/nix-cache/nar/{hash}-{nar-hash}.nar"
 TAGS, REFERRERS = "/v2/{name}/tags/list", "/v2/{name}/referrers/{digest}"
 
 
@@ -82,6 +88,13 @@ def test_ranges_are_for_get_alone(target: Target, method: str, value: str, statu
         (TAGS, {}, {}, 200),
         (TAGS, {"name": "UPPER"}, {}, 400),
         (TAGS, {"name": "no-such-package"}, {}, 404),
+        ("/nix-cache/nix-cache-info", {}, {}, 200),
+        ("/nix-cache/public-key", {}, {}, 200),
+        (NARINFO, {}, {}, 200),
+        (NARINFO, {"hash": "0" * 32}, {}, 404),
+        (NAR, {}, {}, 200),
+        (NAR, {}, {"If-None-Match": "*"}, 304),
+        (NAR, {"nar-hash": "0" * 64}, {}, 404),
         (REFERRERS, {}, {}, 200),
         (REFERRERS, {"digest": "sha256:bad"}, {}, 400),
     ],
@@ -89,7 +102,13 @@ def test_ranges_are_for_get_alone(target: Target, method: str, value: str, statu
 def test_every_documented_response_of_a_healthy_server_occurs(
     target: Target, method: str, path: str, parameters: dict[str, str], headers: dict[str, str], status: int
 ) -> None:
-    known = {"name": "hello", "digest": target.blob, "reference": target.digest} | parameters
+    known = {
+        "name": "hello",
+        "digest": target.blob,
+        "reference": target.digest,
+        "hash": target.hash,
+        "nar-hash": target.nar_hash,
+    } | parameters
     case = schema[path][method].Case(
         path_parameters={name: value for name, value in known.items() if f"{{{name}}}" in path},
         headers=headers,

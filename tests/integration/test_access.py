@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import MANIFEST, Response
+from tests.support.repository import Repository
 from tests.support.server import Server
 
 RULES = """
@@ -228,6 +229,35 @@ def test_lists_have_what_the_asker_may_see(start_server: StartServer, access: Pa
         assert b">Log in</a>" in server.client.get(path).body
 
 
+def test_a_list_of_tags_asks_for_credentials_that_show_more(
+    tmp_path: Path, start_server: StartServer, access: Path
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1.0")
+    repository.git("tag", "1.0")
+    access.write_text(RULES.replace('packages = ["greeting"]', 'packages = ["other"]\ntags = ["1.*"]'))
+    server = start_server(NIXERY_ACCESS=str(access), NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=repository.url)
+    for tag in ("1.0", "latest"):
+        assert manifest(server, "other", basic("alice"), tag).status == 200
+    # A pull that everyone may do needs no token.
+    image = server.client.pull("other", "1.0")
+    path = "/v2/other/tags/list"
+    challenge = server.client.get(path)
+    assert challenge.status == 401
+    assert challenge.headers["www-authenticate"].endswith(',scope="repository:other:pull"')
+    anonymous, alice = (
+        server.client.get(path, bearer(token(server, "repository:other:pull", login=login))).json()["tags"]
+        for login in (None, basic("alice"))
+    )
+    assert (anonymous, alice) == (["1.0"], ["1.0", "latest"])
+    # The same for digests: clients with a pinned digest send no credentials unless they are asked for them.
+    for kind in ("manifests", "blobs", "referrers"):
+        missing = f"/v2/other/{kind}/sha256:{'0' * 64}"
+        assert server.client.get(missing).status == 401
+        assert server.client.get(missing, basic("alice")).status == (200 if kind == "referrers" else 404)
+    assert server.client.get(f"/v2/other/manifests/{image.digest}").status == 200
+
+
 def test_the_file_is_loaded_again(start_server: StartServer, access: Path) -> None:
     server = start_server(NIXERY_ACCESS=str(access))
     assert manifest(server, "greeting", {}).status == 200
@@ -266,3 +296,30 @@ def test_without_rules_credentials_are_ignored(start_server: StartServer) -> Non
     assert server.client.get("/v2/", basic("alice", "wrong")).status == 200
     assert manifest(server, "greeting", basic("alice", "wrong")).status == 200
     assert server.client.get("/v2/token").status == 404
+
+
+def test_packages_of_a_tag_are_for_who_may_pull_at_it(
+    tmp_path: Path, start_server: StartServer, access: Path
+) -> None:
+    access.write_text(RULES.replace("who =", 'tags = ["latest"]\nwho ='))
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1.0")
+    repository.git("branch", "private")
+    server = start_server(
+        NIXERY_ACCESS=str(access), NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None, NIXERY_INDEX="1"
+    )
+    for path in (
+        "packages?q=hello&tag=",
+        "packages/hello?tag=",
+        "names?q=hello&tag=",
+        "meta-packages?tag=",
+        "index?tag=",
+    ):
+        shown = server.client.get(f"/api/v1/{path}latest", basic("alice"))
+        assert shown.status == 200, shown
+        for headers in ({}, basic("alice")):
+            hidden = server.client.get(f"/api/v1/{path}private", headers)
+            missing = server.client.get(f"/api/v1/{path}nothing", headers)
+            assert (hidden.status, missing.status) == (404, 404), path
+            assert hidden.body.replace(b"private", b"nothing") == missing.body
+    assert '"reference": "private"' not in server.log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,17 @@ from typing import Any
 import pytest
 
 from nixery.access.passwords import htpasswd_line
+from nixery.closure import PathInfo
+from nixery.nix.machine import some_paths
 from tests.integration.conftest import StartServer
+from tests.support.binary_cache import (
+    Answer,
+    SigningKey,
+    cache_server,
+    nar_of_file,
+    narinfo_name,
+    narinfo_text,
+)
 from tests.support.command_line import CommandLine
 from tests.support.nix import NixSpy, install_fake_nix, wait_until
 from tests.support.oidc_issuer import oidc_provider
@@ -259,6 +270,26 @@ def test_an_installed_nix_that_is_not_on_path_is_named(nixery: CommandLine, tmp_
     assert advice == f"add it: export PATH=$PATH:{place}"
 
 
+def test_a_server_that_reads_binary_caches_needs_no_nix(nixery: CommandLine, tmp_path: Path) -> None:
+    with cache_server() as cache:
+        (tmp_path / "nix.conf").write_text(f"substituters = {cache.url}\n")
+        found = checked(
+            nixery,
+            NIXERY_SUBSTITUTE="direct",
+            NIX_USER_CONF_FILES=str(tmp_path / "nix.conf"),
+            PATH=str(tmp_path),
+            HOME=str(tmp_path),
+        )
+    findings = {finding["what"]: finding for finding in found}
+    assert findings["nix"]["right"]
+    assert findings["nix"]["found"].startswith(
+        "Nix is not installed: a server serves stored images, and those"
+    )
+    assert not findings.keys() & {"sandbox", "source"}
+    missing, _ = nix_finding(nixery, PATH=str(tmp_path), HOME=str(tmp_path))
+    assert missing == "nix-instantiate is not on PATH"
+
+
 def test_the_error_of_an_installed_nix_is_quoted(nixery: CommandLine, tmp_path: Path) -> None:
     script = "printf 'error: out of order\\n(use --show-trace to show more)\\n' >&2; exit 1"
     found, advice = nix_finding(nixery, **install_fake_nix(tmp_path / "nix", script))
@@ -311,3 +342,37 @@ def test_files_and_issuers_of_the_access_file_are_checked(nixery: CommandLine, t
     found, unreachable = access_findings(nixery, file, status=1)
     assert found["right"]
     assert unreachable["found"].startswith(f"the issuer {provider.url} cannot be used: ")
+
+
+def test_binary_caches_are_named_with_their_state(nixery: CommandLine, tmp_path: Path) -> None:
+    nixery("build", "alpha", "--quiet")
+    with cache_server() as good, cache_server() as foreign, cache_server() as down:
+        known = some_paths(Path("/nix/store"), 64)
+        nar = nar_of_file(b"")
+        for path in known:
+            info = PathInfo(path, hashlib.sha256(nar).hexdigest(), len(nar), ())
+            for server, key in ((good, SigningKey("good-1")), (foreign, SigningKey("foreign-1"))):
+                server.answers[narinfo_name(path)] = Answer(narinfo_text(info, {"Sig": key.sign(info)}))
+        down.answers["nix-cache-info"] = Answer(b"", 404)
+        (tmp_path / "nix.conf").write_text(
+            f"substituters = {foreign.url} {good.url}?priority=3 {down.url} daemon\n"
+            f"trusted-public-keys = {SigningKey('good-1').public}\n"
+        )
+        found = checked(
+            nixery,
+            status=1,
+            NIXERY_SUBSTITUTE="direct",
+            NIX_USER_CONF_FILES=str(tmp_path / "nix.conf"),
+        )
+    caches = [finding for finding in found if finding["what"] == "cache"]
+    refused = "it is signed by foreign-1, which trusted-public-keys does not have"
+    assert [(finding["right"], finding["found"]) for finding in caches] == [
+        (
+            True,
+            "not used: 'daemon' is not a binary cache that can be read directly: write http(s)://, file:/// or s3://",
+        ),
+        (True, f"{good.url} answers; priority 3; a trusted key signs its paths"),
+        (False, f"{foreign.url} answers; priority 40; its paths are not trusted: {refused}"),
+        (False, f"{down.url}: it has no nix-cache-info, so it is no binary cache"),
+    ]
+    assert [finding.get("signatures") for finding in caches] == [None, "trusted", "untrusted", "unknown"]

@@ -143,13 +143,22 @@ def test_a_nix_file_is_built(nixery: CommandLine) -> None:
     assert nixery("build", "--file", path.name, "-q").stdout != first
 
 
+_NEEDS_FAILS = """derivation {
+  name = "app"; builder = "/bin/sh"; args = [ "-c" "echo ${pkgs.fails}" ]; system = builtins.currentSystem;
+}"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--expr", "pkgs.nope"], "expression (does not evaluate: attribute 'nope' missing)"),
         (["--expr", '"text"'], "expression is a string, not a derivation"),
         (["--expr", "[ 1"], "syntax error"),
-        (["--expr", "pkgs.fails"], "fails-1.0.drv failed"),
+        (
+            ["--expr", "pkgs.fails"],
+            "building fails-1.0 failed: builder failed with exit code 3; its log ends with: only line of the log",
+        ),
+        (["--expr", _NEEDS_FAILS], "building fails-1.0, which app needs, failed: builder failed"),
         (["nosuch"], "nosuch (missing"),
         (["UPPER"], "invalid image name 'UPPER'"),
     ],
@@ -158,6 +167,24 @@ def test_an_error_is_one_clear_line(nixery: CommandLine, arguments: list[str], m
     ended = nixery("build", *arguments, status=1)
     assert message in ended.stderr
     assert ended.stdout == ""
+
+
+def test_a_failure_is_told_once_and_its_log_is_apart(nixery: CommandLine) -> None:
+    lines = nixery("build", "fails", status=1).stderr.splitlines()
+    assert len([line for line in lines if "failed" in line]) == 1
+    assert lines[-1] == "  | only line of the log"
+
+
+def test_an_image_that_is_written_nowhere_is_in_the_storage(nixery: CommandLine) -> None:
+    hint = "the image is in this machine's storage alone; --output writes or pushes it"
+    assert hint in nixery("build", "hello").stderr
+    assert hint not in nixery("build", "hello", "-o", "hello.tar").stderr
+    assert nixery("build", "hello", "--quiet").stderr == ""
+
+
+def test_check_names_an_image_without_its_registry(nixery: CommandLine) -> None:
+    ended = nixery("check", "127.0.0.1:8080/shell/hello", status=1)
+    assert "give the name without the registry: shell/hello" in ended.stdout + ended.stderr
 
 
 def test_existing_files_are_not_overwritten(nixery: CommandLine) -> None:
@@ -376,6 +403,16 @@ def test_inspect_describes_an_image(nixery: CommandLine) -> None:
     text = nixery("inspect", "mainprogram").stdout
     assert image["digest"] in text
     assert "the-program" in text
+    # What makes it large comes first; the layers only if they are asked for.
+    assert image["uncompressed size"] == sum(path["size"] for path in image["store paths"])
+    alone = {one["name"]: one["size"] for one in image["only for"]}
+    assert list(alone.values()) == sorted(alone.values(), reverse=True)
+    rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
+    assert ["", "mainprogram", "1.0", f"{alone['mainprogram']} bytes", "", ""] in rows
+    assert ["", "mainprogram-1.0", f"{alone['mainprogram']} bytes", "mainprogram", ""] in rows
+    layer = image["layers"][0]["digest"][7:19]
+    assert (layer in text, "--layers lists them" in text) == (False, True)
+    assert layer in nixery("inspect", "mainprogram", "--layers").stdout
     # Lines do not wrap, however wide they are.
     assert any(line.startswith("  Env: [") and line.endswith('"LANG=C.UTF-8"]') for line in text.splitlines())
 

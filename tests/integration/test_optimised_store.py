@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nixery.closure import PathInfo, StorePath
 from nixery.packing.compression import compression
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 from nixery.packing.packer import LayerPacker
-from nixery.packing.store_tree import add_store_paths
 
 STORE_PATHS = [PathInfo(StorePath(f"{digit * 32}-package-{digit}"), "", 1 << 20, ()) for digit in "012"]
 
@@ -32,9 +33,10 @@ def make_store(directory: Path, *, optimised: bool) -> Path:
 
 def packed(store: Path) -> tuple[str, str]:
     blob = io.BytesIO()
-    diff_id = LayerPacker(compression("gzip")).pack(
-        lambda archive: add_store_paths(archive, STORE_PATHS, os.fsencode(store)), blob, lambda: None
-    )
+    with LocalStore(os.fsencode(store)) as contents:
+        diff_id = LayerPacker(compression("gzip")).pack(
+            lambda archive: add_store_paths(archive, STORE_PATHS, contents), blob, lambda: None
+        )
     return str(diff_id), hashlib.sha256(blob.getvalue()).hexdigest()
 
 

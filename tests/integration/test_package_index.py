@@ -216,10 +216,12 @@ async def same_both_ways(made: Components, names: Sequence[str]) -> int:
         if items is not None:
             found[name] = items
     known = list(found)
+    nix = made.evaluator._nix
+    assert nix is not None
     async with made.evaluator.source.open(pin) as package_set:
         for start in range(0, len(known), 50):
             batch = known[start : start + 50]
-            evaluated = await made.evaluator._nix.evaluate(batch, (), AMD64, package_set)
+            evaluated = await nix.evaluate(batch, (), AMD64, package_set)
             for name in batch:
                 assert list(found[name]) == list(evaluated[name]), name
     return len(known)
@@ -348,7 +350,7 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
         assert server.client.manifest("nosuchpackage").status == 404
         assert started(server, "nix-instantiate", "request") == 0
         assert started(server, "nix-instantiate", "index") > 0
-        assert started(server, "nix-store", "request") > 0
+        assert started(server, "nix-store", "request") == 0
         assert derivations(private) == []
         # Its output is not in the store.
         assert server.client.manifest("twice").status == 200

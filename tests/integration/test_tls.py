@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
 
+from tests.support.command_line import CommandLine
 from tests.support.nix import wait_until
 from tests.support.server import HOST, Server, free_port, run_server, running_server
 from tests.validator.image_validator import validate
@@ -32,10 +35,12 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def write_certificate(authority: trustme.CA, directory: Path) -> Mapping[str, str]:
+def write_certificate(
+    authority: trustme.CA, directory: Path, ends: datetime | None = None
+) -> Mapping[str, str]:
     """Write another certificate and key; return the settings that name them."""
     directory.mkdir(exist_ok=True)
-    issued = authority.issue_cert(HOST, "localhost")
+    issued = authority.issue_cert(HOST, "localhost", not_after=ends)
     (directory / "server.crt").write_bytes(b"".join(one.bytes() for one in issued.cert_chain_pems))
     (directory / "server.key").write_bytes(issued.private_key_pem.bytes())
     return {
@@ -227,8 +232,12 @@ def test_a_renewed_certificate_is_served_and_no_request_is_refused(
     assert all(answered)
 
     # A key that does not fit, or a broken file, changes nothing.
+    other = authority.issue_cert(HOST).private_key_pem.bytes()
+    (encrypted.output.parent / "files" / "server.key").write_bytes(other)
+    wait_until(lambda: "does not fit the first certificate" in encrypted.log, "the other key is refused")
+    assert serial_number(encrypted) == renewed
     (encrypted.output.parent / "files" / "server.key").write_bytes(b"broken")
-    wait_until(lambda: "the server keeps the previous ones" in encrypted.log, "the broken key is refused")
+    wait_until(lambda: "has no private key in PEM" in encrypted.log, "the broken key is refused")
     assert serial_number(encrypted) == renewed
 
 
@@ -269,3 +278,56 @@ def test_a_server_with_unusable_files_does_not_start(
     assert "does not fit the first certificate" in ended.stderr + ended.stdout
     ended = run_server({**settings, **required, "NIXERY_TLS_KEY": files["NIXERY_TLS_KEY"]}, tmp_path)
     assert "NIXERY_TLS_CERTIFICATE is not set, but NIXERY_TLS_KEY is" in ended.stderr + ended.stdout
+
+
+def test_a_server_on_a_network_without_tls_and_proxy_warns_once(
+    tmp_path: Path, settings: Mapping[str, str], authority: trustme.CA
+) -> None:
+    # Nix's sandbox is another matter.
+    network = {**settings, "NIXERY_HOST": "0.0.0.0", "NIXERY_NIX_SANDBOX": "off"}  # noqa: S104 -- tested
+    files = write_certificate(authority, tmp_path / "files")
+    for name, others, context, warnings in (
+        ("bare", {}, None, 1),
+        ("proxy", {"NIXERY_TRUSTED_PROXIES": "192.0.2.1"}, None, 0),
+        ("loopback", {"NIXERY_HOST": HOST}, None, 0),
+        ("encrypted", files, trusting(authority), 0),
+    ):
+        with running_server(tmp_path / name, {**network, **others}, context=context) as server:
+            assert server.client.get("/v2/").status == 200
+            assert server.stop() == 0
+            assert server.log.count("listening on a network without TLS") == warnings, name
+
+
+def test_check_and_metrics_have_the_certificate(
+    tmp_path: Path, settings: Mapping[str, str], authority: trustme.CA
+) -> None:
+    files = write_certificate(authority, tmp_path / "files")
+    nixery = CommandLine({**settings, **files, "STORAGE_PATH": str(tmp_path / "storage")}, tmp_path)
+
+    def line(status: int = 0, **others: str) -> str:
+        printed = nixery("check", status=status, **others).stdout.splitlines()
+        first = next(number for number, text in enumerate(printed) if " tls " in text)
+        return " ".join(printed[first : first + 2])
+
+    assert re.search(
+        r"ok +tls +the certificate is for localhost, 127\.0\.0\.1, and expires on \d{4}-", line()
+    )
+    other = line(NIXERY_PUBLIC_URL="https://registry.example.org")
+    assert "not for the host of NIXERY_PUBLIC_URL (registry.example.org)" in other
+
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(days=2)
+    write_certificate(authority, tmp_path / "files", soon)
+    assert f"expires on {soon:%Y-%m-%d %H:%M} UTC; renew it" in line()
+    with running_server(tmp_path / "server", {**settings, **files}, context=trusting(authority)) as server:
+        metrics = server.client.get("/metrics").body.decode()
+        (value,) = re.findall(
+            r"^nixery_tls_certificate_expiry_timestamp_seconds (\S+)", metrics, re.MULTILINE
+        )
+        assert float(value) == soon.timestamp()
+        assert server.stop() == 0
+        assert server.log.count("the certificate in NIXERY_TLS_CERTIFICATE expires on") == 1
+
+    write_certificate(authority, tmp_path / "files", datetime.now(UTC) - timedelta(days=1))
+    assert "the certificate expired on" in line(status=1)
+    (tmp_path / "files" / "server.key").write_bytes(authority.issue_cert("a").private_key_pem.bytes())
+    assert "does not fit the first certificate" in line(status=1)

@@ -133,13 +133,17 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60, ev
         time.sleep(every)
 
 
+# Has a server ask Nix's programs instead of Nix's database: they stand in for a store that it cannot read.
+WITHOUT_DATABASE = {"NIX_STORE_DIR": "/nix/store"}
+
+
 def install_fake_nix(directory: Path, script: str) -> Mapping[str, str]:
     """Write a shell script under the names of Nix's programs; return the environment that puts it on ``PATH``."""
     directory.mkdir(exist_ok=True)
     for name in _PROGRAMS:
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
         (directory / name).chmod(0o755)
-    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+    return {"PATH": f"{directory}:{os.environ['PATH']}", **WITHOUT_DATABASE}
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,16 @@ exec {program} "$@"
     def _held(self) -> Path:
         return self.directory / "held"
 
-    def environment(self) -> Mapping[str, str]:
-        """Return the environment of a server whose calls are recorded."""
-        return {"PATH": f"{self.directory}:{os.environ['PATH']}"}
+    def environment(self, *, database: bool = False) -> Mapping[str, str]:
+        """Return the environment of a server whose calls are recorded.
+
+        Args:
+            database: whether the server may also read Nix's database, and start no process for what that answers.
+        """
+        return {
+            "PATH": f"{self.directory}:{os.environ['PATH']}",
+            **({} if database else WITHOUT_DATABASE),
+        }
 
     @contextmanager
     def holding(self, *words: str) -> Iterator[None]:

@@ -13,6 +13,11 @@ from pathlib import Path
 from tests.support.server import HOST
 
 
+class _Server(ThreadingHTTPServer):
+    # More connections at once than that are refused for a second.
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(
     handler: Callable[..., BaseHTTPRequestHandler], port: int = 0, tls: ssl.SSLContext | None = None
@@ -24,7 +29,7 @@ def serving(
         port: 0 for a free one.
         tls: serve HTTPS; each handshake happens in the thread of its connection.
     """
-    with ThreadingHTTPServer((HOST, port), handler) as server:
+    with _Server((HOST, port), handler) as server:
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

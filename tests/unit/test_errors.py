@@ -68,3 +68,25 @@ def test_the_error_of_a_busy_server_has_the_limit_and_the_retry_time() -> None:
         "the server is busy: it runs 2 builds at once (NIXERY_MAX_BUILDS), and 7 more are queued (NIXERY_MAX_QUEUED); "
         "retry in 10 seconds"
     )
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            ("cc -c a.c", "a.c:1:5: error: no semicolon", "make: *** [all] Error 2"),
+            "; its log has: a.c:1:5: error: no semicolon",
+        ),
+        (("error[E0425]: unknown", "aborting"), "; its log has: error[E0425]: unknown"),
+        (("no errors", "make: *** [all] Error 2", " "), "; its log ends with: make: *** [all] Error 2"),
+        ((), "; it wrote nothing"),
+    ],
+)
+def test_the_message_of_a_failed_builder_has_the_telling_line(log: tuple[str, ...], reason: str) -> None:
+    error = BuildFailed(f"{'0' * 32}-a-1.drv", log, "builder failed with exit code 2")
+    assert str(error) == f"building a-1 failed: builder failed with exit code 2{reason}"
+
+
+def test_the_message_of_a_failed_dependency_names_what_needs_it() -> None:
+    error = BuildFailed("a.drv", (), "builder failed with exit code 2", needed_by="app")
+    assert str(error).startswith("building a, which app needs, failed: builder failed")

@@ -276,7 +276,8 @@ class ApiTokens:
             raise CredentialsRefused(_WRONG)
         if known.expires is not None and self._clock() >= known.expires:
             # Only for who has the secret.
-            raise CredentialsRefused(f"the API token expired on {_date(known.expires)}; ask for a new one")
+            message = f"the API token expired on {_date(known.expires)}; ask for a new one"
+            raise CredentialsRefused(message, known.identity.name)
         await self._record_use(identity)
         return known.identity
 

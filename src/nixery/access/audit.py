@@ -19,12 +19,12 @@ from pathlib import Path
 
 import structlog
 
-from nixery.access.identity import ANONYMOUS, Identity, Right
+from nixery.access.identity import ANONYMOUS, Identity
 from nixery.access.policy import current_access
 from nixery.builds.events import Build, BuildEvent, Stored
 from nixery.errors import SettingsError
 from nixery.plain_text import shortened
-from nixery.request_context import RequestContext, current_request
+from nixery.request_context import Refusal, RequestContext, current_request
 
 # Events that wait for the thread, and those that it writes before it looks for a rotation again.
 _QUEUE, _BATCH = 10_000, 100
@@ -47,6 +47,7 @@ class Event(StrEnum):
 
     PULLED = "pulled"
     BUILT = "built"
+    CANCELLED = "cancelled"
     REFUSED = "refused"
     LOGIN_FAILED = "login-failed"
     TOKEN_CREATED = "token-created"  # noqa: S105 -- an event
@@ -94,15 +95,20 @@ class AuditLog:
         """Record the answer to a request for an image by tag."""
         self._add(Event.PULLED, name=name, tag=tag, digest=digest)
 
-    def refused(self, right: Right, name: str, reason: str) -> None:
-        """Record that something was not allowed.
+    def cancelled(self, build: str, name: str, platform: str, tag: str | None) -> None:
+        """Record that a build was cancelled.
 
         Args:
-            right: that was missing.
-            name: of the image, or the path of the page.
-            reason: for people.
+            build: its id.
+            name: of the image, without the platform.
+            platform: of the image.
+            tag: that the request for it named; ``None`` if it is unknown.
         """
-        self._add(Event.REFUSED, right=right.value, name=name, reason=reason)
+        self._add(Event.CANCELLED, build=build, name=name, platform=platform, tag=tag)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Record that something was not allowed."""
+        self._add(Event.REFUSED, right=refusal.right, name=refusal.name, reason=refusal.reason)
 
     def login_failed(self, reason: str, user: str | None = None) -> None:
         """Record that credentials were wrong.
@@ -128,7 +134,7 @@ class AuditLog:
                 Event.BUILT,
                 build.address,
                 build=build.id,
-                name="/".join([*(["shell"] if build.request.shell else []), *build.request.requested]),
+                name=build.request.name,
                 platform=str(build.request.platform),
                 tag=build.tag,
                 digest=str(event.manifest),

@@ -2,7 +2,8 @@
 
 The header field ``Authorization`` carries a name and a password (``Basic``), or a token (``Bearer``) of the token
 service, of the API, or of an OIDC issuer. Tokens of the last two are accepted as passwords as well, under any name,
-since registry clients know nothing else. What was checked is remembered, so that no request hashes a password or
+since registry clients know nothing else. Without the field, a proxy may identify the client: by a certificate that it
+hands on, or by a name. What was checked is remembered, so that no request hashes a password or
 checks a signature that another one has.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from nixery.access.api_tokens import ApiTokens
+from nixery.access.certificates import CertificateVerifier
 from nixery.access.configuration import Proxy
 from nixery.access.failed_logins import FailedLogins
 from nixery.access.identity import ANONYMOUS, CredentialsRefused, Identity, Kind, is_text
@@ -77,6 +79,7 @@ class Verifiers:
         groups: users by group.
         oidc: tokens of issuers; ``None`` for none.
         proxy: that identifies users; ``None`` for none.
+        certificates: that proxies hand on; ``None`` for none.
     """
 
     registry_tokens: RegistryTokens
@@ -86,6 +89,7 @@ class Verifiers:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     oidc: OidcIssuers | None = None
     proxy: Proxy | None = None
+    certificates: CertificateVerifier | None = None
 
 
 class Authenticator:
@@ -104,6 +108,7 @@ class Authenticator:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._verifiers = verifiers
+        self._identified_by_proxies = verifiers.proxy is not None or verifiers.certificates is not None
         self._wall_clock = wall_clock
         # Under a keyed hash: passwords do not stay in memory.
         self._key = secrets.token_bytes(32)
@@ -113,7 +118,7 @@ class Authenticator:
         """Return the result for credentials that were checked a short time ago, or for a request without any."""
         authorization = headers.get("authorization")
         if authorization is None:
-            return _ANONYMOUS if self._verifiers.proxy is None else None
+            return None if self._identified_by_proxies else _ANONYMOUS
         return self._remembered.get(self._key_of(authorization))
 
     def forget(self) -> None:
@@ -135,7 +140,7 @@ class Authenticator:
         """
         authorization = headers.get("authorization")
         if authorization is None:
-            return self._by_proxy(headers, peer) or _ANONYMOUS
+            return self._by_certificate(headers, peer) or self._by_proxy(headers, peer) or _ANONYMOUS
         if len(authorization) > _LONGEST:
             raise CredentialsRefused("the credentials are too long")
         key = self._key_of(authorization)
@@ -189,14 +194,24 @@ class Authenticator:
         if password.startswith(API_TOKEN_PREFIX) or (
             self._verifiers.oidc is not None and password.startswith(_JSON) and password.count(".") == _DOTS
         ):
+            # Clients send their password to get a token; one of the token service would renew itself for ever.
+            if looks_like_one(password):
+                raise CredentialsRefused("a token of this registry is no password; log in again")
             return await self._by_token(password)
         self._verifiers.failed_logins.admit(client.name, user)
-        if self._verifiers.passwords is None or not await self._verifiers.passwords.verify(user, password):
+        passwords = self._verifiers.passwords
+        if passwords is None or not await passwords.verify(user, password):
             self._verifiers.failed_logins.failed(client.name, user)
-            raise CredentialsRefused(_REFUSED)
+            is_known = passwords is not None and passwords.has_user(user)
+            raise CredentialsRefused(_REFUSED, user if is_known else None)
         self._verifiers.failed_logins.succeeded(client.name, user)
         groups = (group for group, users in self._verifiers.groups.items() if user in users)
         return Authenticated(Identity(Kind.PASSWORD, user, frozenset(groups))), _REMEMBERED
+
+    def _by_certificate(self, headers: Mapping[str, str], peer: str) -> Authenticated | None:
+        certificates = self._verifiers.certificates
+        identity = None if certificates is None else certificates.identity(headers, peer)
+        return None if identity is None else Authenticated(identity)
 
     def _by_proxy(self, headers: Mapping[str, str], peer: str) -> Authenticated | None:
         proxy = self._verifiers.proxy

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixery.access.certificates import read_authorities
 from nixery.access.configuration import AccessFile, read_access_file
 from nixery.access.issuer import Issuer
 from nixery.access.passwords import check_htpasswd, count_users
@@ -50,6 +51,11 @@ def _problems(file: AccessFile) -> Iterator[str]:
     if file.tokens.key_file is not None:
         try:
             read_key(file.tokens.key_file)
+        except SettingsError as error:
+            yield from error.problems
+    if file.client_certificates is not None:
+        try:
+            read_authorities(file.client_certificates.ca_file)
         except SettingsError as error:
             yield from error.problems
     for issuer in file.oidc:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nixery.access.identity import Right
 from nixery.access.policy import Policy, Rule, check_term
@@ -24,8 +25,22 @@ _LARGEST = 1024 * 1024
 # Seconds for which a token of the token service is valid: the distribution specification has 60 at least.
 _LEAST_LIFETIME, _LIFETIME, _MOST_LIFETIME = 60, 300, 3600
 
+# Issuers with tokens for every account of a public service, also with any audience that a job asks for.
+_PUBLIC_ISSUERS = frozenset(
+    {
+        "https://token.actions.githubusercontent.com",
+        "https://gitlab.com",
+        "https://accounts.google.com",
+        "https://agent.buildkite.com",
+        "https://app.terraform.io",
+    }
+)
+
 Term = Annotated[str, AfterValidator(check_term)]
 Terms = Annotated[tuple[Term, ...], Field(min_length=1)]
+# The name of a header field.
+_HEADER = r"^[A-Za-z0-9-]{1,64}$"
+
 Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(min_length=1)]
 
 
@@ -97,19 +112,25 @@ class OidcIssuer(_Section):
     )
     ca_file: Path | None = None
 
+    @model_validator(mode="after")
+    def _has_required_claims(self) -> OidcIssuer:
+        # Rules for `authenticated` would be for everybody with an account there.
+        if self.issuer.rstrip("/") in _PUBLIC_ISSUERS and not self.required_claims:
+            raise ValueError(
+                f"every account of {self.issuer} gets tokens; set required-claims to those of your organization, "
+                'or { sub = "*" } to accept all'
+            )
+        return self
 
-class Proxy(_Section):
-    """Proxies that identify users, and say whom in header fields.
+
+class _Proxies(_Section):
+    """Proxies whose header fields are believed.
 
     Attributes:
         addresses: of the proxies; others' header fields are ignored.
-        user_header: with the name.
-        groups_header: with groups that commas separate.
     """
 
     addresses: tuple[IPv4Network | IPv6Network, ...] = Field(min_length=1)
-    user_header: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-    groups_header: str | None = Field(None, pattern=r"^[A-Za-z0-9-]{1,64}$")
 
     def has_address(self, text: str) -> bool:
         """Whether an address is one of the proxies'."""
@@ -119,6 +140,47 @@ class Proxy(_Section):
             return False
         plain = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
         return any(plain in network for network in self.addresses)
+
+
+class Proxy(_Proxies):
+    """Proxies that identify users, and say whom in header fields.
+
+    Attributes:
+        user_header: with the name.
+        groups_header: with groups that commas separate.
+    """
+
+    user_header: str = Field(pattern=_HEADER)
+    groups_header: str | None = Field(None, pattern=_HEADER)
+
+
+class CertificateName(StrEnum):
+    """Names in a certificate: the first three are parts of its subject, the others are alternative names of it."""
+
+    COMMON_NAME = "common-name"
+    ORGANIZATION = "organization"
+    ORGANIZATIONAL_UNIT = "organizational-unit"
+    EMAIL = "email"
+    DNS = "dns"
+    URI = "uri"
+
+
+class ClientCertificates(_Proxies):
+    """Proxies that verify certificates of clients, and hand them on in a header field.
+
+    Attributes:
+        header: with the certificate.
+        ca_file: PEM of the authorities that certificates have to be from.
+        user: which name of a certificate is the user's.
+        groups: which names of a certificate are groups; ``None`` for none.
+        prefix: of names and groups from certificates.
+    """
+
+    header: str = Field("Client-Cert", pattern=_HEADER)
+    ca_file: Path
+    user: CertificateName = CertificateName.COMMON_NAME
+    groups: CertificateName | None = None
+    prefix: str = Field("", max_length=64)
 
 
 class Tokens(_Section):
@@ -141,9 +203,10 @@ class AccessFile(_Section):
         show_denials: whether those who identified themselves learn that something is not allowed; it looks missing
             otherwise.
         htpasswd: file of users and their password hashes, as Apache's ``htpasswd`` writes it.
-        groups: users by group, for users of the htpasswd file.
+        groups: users by group, for users of the htpasswd file and of client certificates.
         oidc: issuers whose tokens are accepted.
         proxy: that identifies users.
+        client_certificates: that proxies hand on.
         tokens: of the token service.
         quota: in their order.
     """
@@ -154,6 +217,7 @@ class AccessFile(_Section):
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     oidc: tuple[OidcIssuer, ...] = ()
     proxy: Proxy | None = None
+    client_certificates: ClientCertificates | None = None
     tokens: Tokens = Tokens()
     quota: tuple[Quota, ...] = ()
 
@@ -170,6 +234,7 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "quota": Quota,
     "oidc": OidcIssuer,
     "proxy": Proxy,
+    "client-certificates": ClientCertificates,
     "tokens": Tokens,
 }
 
@@ -282,6 +347,10 @@ def _with_places(file: AccessFile, directory: Path) -> AccessFile:
                 }
             )
             for one in file.oidc
+        ),
+        "client_certificates": file.client_certificates
+        and file.client_certificates.model_copy(
+            update={"ca_file": directory / file.client_certificates.ca_file}
         ),
         "tokens": file.tokens.model_copy(update={"key_file": place(file.tokens.key_file)}),
     }

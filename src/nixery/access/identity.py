@@ -87,7 +87,17 @@ ANONYMOUS = Identity(Kind.ANONYMOUS, "")
 
 
 class CredentialsRefused(Exception):
-    """Credentials are wrong, expired or of an unknown kind. The message is for the client: it tells no users' names."""
+    """Credentials are wrong, expired or of an unknown kind. The message is for the client: it tells no users' names.
+
+    Args:
+        message: for the client.
+        user: whose credentials they claim to be, if that is a user of this registry; for the audit log. ``None`` for
+            others: people also type passwords where a name should be.
+    """
+
+    def __init__(self, message: str, user: str | None = None) -> None:
+        super().__init__(message)
+        self.user = user
 
 
 def is_text(text: str) -> bool:

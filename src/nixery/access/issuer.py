@@ -79,6 +79,7 @@ class Discovery(BaseModel):
     authorization_endpoint: _Url | None = None
     token_endpoint: _Url | None = None
     token_endpoint_auth_methods_supported: tuple[str, ...] = Field(("client_secret_basic",), max_length=50)
+    authorization_response_iss_parameter_supported: bool = False
 
 
 class _PublishedKey(BaseModel):

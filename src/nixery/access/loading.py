@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import structlog
 
 from nixery.access.api_tokens import ApiTokens
 from nixery.access.authentication import Authenticator, Verifiers
+from nixery.access.certificates import CertificateVerifier
 from nixery.access.configuration import AccessFile, read_access_file
 from nixery.access.failed_logins import FailedLogins
 from nixery.access.oidc import OidcIssuers
@@ -22,6 +24,10 @@ from nixery.storage.records import RecordStore
 
 # Seconds between two looks at the file.
 _INTERVAL = 2.0
+
+# A file's state: (modified in nanoseconds, inode, bytes); ``None`` if it is missing or cannot be read.
+_Stamp = tuple[int, int, int] | None
+_Stamps = Mapping[Path, _Stamp]
 
 _log = structlog.get_logger("nixery.access")
 
@@ -39,6 +45,23 @@ class Rules:
     policy: Policy
     authenticator: Authenticator
     oidc: OidcIssuers
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What is read from files, which may be on a slow file system.
+
+    Attributes:
+        file: the access file.
+        passwords: of its users; ``None`` for none.
+        certificates: of clients; ``None`` for none.
+        stamps: of the files that change together: when one does, all are read again.
+    """
+
+    file: AccessFile
+    passwords: Htpasswd | None
+    certificates: CertificateVerifier | None
+    stamps: _Stamps
 
 
 class AccessRules:
@@ -61,8 +84,8 @@ class AccessRules:
     def __init__(self, path: Path, records: RecordStore, quotas: Quotas) -> None:
         self._path = path
         self._quotas = quotas
-        self._stamp = _stamp(path)
-        file = read_access_file(path)
+        loaded = _load(path)
+        file = loaded.file
         self.keys = SigningKeys(records, file.tokens.key_file)
         self.tokens = RegistryTokens(self.keys, file.tokens.lifetime)
         self._api_tokens = ApiTokens(records)
@@ -70,16 +93,23 @@ class AccessRules:
         self._passwords: Htpasswd | None = None
         # Of the passwords that were checked last.
         self._version = 0
-        self.current = self._made(file)
+        self._stamps = loaded.stamps
+        # Of the last reading, as logged.
+        self._problems: Sequence[str] = ()
+        self.current = self._made(loaded)
 
     async def watch(self) -> None:
         """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
+        seen = self._stamps
         while True:
             await asyncio.sleep(_INTERVAL)
             await self._refresh_passwords()
-            stamp = await asyncio.to_thread(_stamp, self._path)
-            if stamp != self._stamp:
-                self._stamp = stamp
+            stamps = await asyncio.to_thread(_stamps, self._stamps)
+            # Two looks have to agree: the last rule of a file that is being written may lack the line that limits it.
+            is_stable, seen = stamps == seen, stamps
+            # A mistake may be in a file that only the new access file names.
+            if is_stable and (stamps != self._stamps or self._problems):
+                self._stamps = stamps
                 await self._reload()
 
     async def _refresh_passwords(self) -> None:
@@ -101,23 +131,26 @@ class AccessRules:
     async def _reload(self) -> None:
         passwords, before = self._passwords, self.current.policy
         try:
-            file = await asyncio.to_thread(read_access_file, self._path)
-            self.current = self._made(file, self.current.oidc)
+            loaded = await asyncio.to_thread(_load, self._path)
+            self.current = self._made(loaded, self.current.oidc)
         except SettingsError as error:
-            self._passwords = passwords
-            _log.error(
-                "the access file has a mistake: the rules of before stay in force",
-                problems=list(error.problems),
-            )
+            if error.problems != self._problems:
+                _log.error(
+                    "the access file has a mistake: the rules of before stay in force",
+                    problems=list(error.problems),
+                )
+            self._problems = error.problems
             return
+        file, self._problems = loaded.file, ()
+        self._stamps = loaded.stamps
         before.is_in_force = False
         self.tokens.lifetime = file.tokens.lifetime
         if passwords is not None:
             await passwords.close()
         _log.info("loaded the access file", rules=len(file.rule), quotas=len(file.quota))
 
-    def _made(self, file: AccessFile, before: OidcIssuers | None = None) -> Rules:
-        passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
+    def _made(self, loaded: _Loaded, before: OidcIssuers | None = None) -> Rules:
+        file, passwords = loaded.file, loaded.passwords
         oidc = OidcIssuers(file.oidc, before=before)
         verifiers = Verifiers(
             self.tokens,
@@ -127,6 +160,7 @@ class AccessRules:
             file.groups,
             oidc if file.oidc else None,
             file.proxy,
+            loaded.certificates,
         )
         self._passwords = passwords
         self._version = passwords.version if passwords is not None else 0
@@ -134,7 +168,27 @@ class AccessRules:
         return Rules(file.policy, Authenticator(verifiers), oidc)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _load(path: Path) -> _Loaded:
+    """Read the access file, its password file and its authorities. Blocks.
+
+    Raises:
+        SettingsError: one of them cannot be used.
+    """
+    before = {path: _stamp(path)}
+    file = read_access_file(path)
+    section = file.client_certificates
+    if section is not None:
+        before[section.ca_file] = _stamp(section.ca_file)
+    passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
+    certificates = None if section is None else CertificateVerifier(section, file.groups)
+    return _Loaded(file, passwords, certificates, before)
+
+
+def _stamps(files: Iterable[Path]) -> _Stamps:
+    return {file: _stamp(file) for file in files}
+
+
+def _stamp(path: Path) -> _Stamp:
     try:
         status = path.stat()
     except OSError:

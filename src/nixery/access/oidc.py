@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -222,8 +223,14 @@ class OidcIssuers:
         separator = "&" if urlsplit(discovery.authorization_endpoint).query else "?"
         return flow, f"{discovery.authorization_endpoint}{separator}{query}"
 
-    async def finish_login(self, flow: Flow, code: str) -> Identity:
+    async def finish_login(self, flow: Flow, code: str, issuer_of_code: str | None = None) -> Identity:
         """Redeem the code that the issuer gave to the browser.
+
+        Args:
+            flow: of the login.
+            code: that the browser brought.
+            issuer_of_code: that the browser named (RFC 9207); ``None`` for none. A code of another issuer is not sent
+                to the one of the login, which may be hostile.
 
         Raises:
             CredentialsRefused: the issuer refuses the code, or its token is not valid.
@@ -233,6 +240,9 @@ class OidcIssuers:
         section, issuer = self._login(flow.issuer)
         client_id = section.client_id or ""
         discovery = await issuer.discovery()
+        is_named = discovery.authorization_response_iss_parameter_supported or issuer_of_code is not None
+        if is_named and issuer_of_code != section.issuer:
+            raise CredentialsRefused("the code is from another issuer; log in again")
         if discovery.token_endpoint is None:
             raise CredentialsRefused(f"the issuer {section.name} has no endpoint for tokens")
         form = {
@@ -241,7 +251,7 @@ class OidcIssuers:
             "redirect_uri": flow.redirect_uri,
             "code_verifier": flow.verifier,
         }
-        secret = _secret(section.client_secret_file)
+        secret = await asyncio.to_thread(_secret, section.client_secret_file)
         authorisation: httpx.Auth | None = None
         if secret is None:
             form["client_id"] = client_id

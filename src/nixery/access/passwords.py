@@ -134,6 +134,10 @@ class Htpasswd:
         """
         await asyncio.to_thread(self._refresh)
 
+    def has_user(self, user: str) -> bool:
+        """Whether the file, as it was read last, has a user. For logs: an answer must not depend on it."""
+        return user in self._users.hashes
+
     async def verify(self, user: str, password: str) -> bool:
         """Whether a user exists and has a password. Takes as long for unknown users as for known ones.
 

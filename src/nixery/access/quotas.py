@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from nixery.access.configuration import Quota
 from nixery.access.identity import ANONYMOUS, Identity
 from nixery.access.policy import is_member
+from nixery.access.shared_usage import SharedUsage
 from nixery.builds.coordinator import Leave
 from nixery.caching import LRUCache
 from nixery.errors import QuotaExceeded
@@ -78,6 +79,13 @@ class _Usage:
             (quota for quota in quotas if any(is_member(identity, term) for term in quota.who)), None
         )
 
+    def count(self, quota: Quota, now: float, builds: int = 0, size: int = 0) -> None:
+        """Count builds and compressed bytes, at a time that may have passed. A negative number takes them back."""
+        if quota.builds_per_hour and builds:
+            self.builds.fill(now, builds * _HOUR / quota.builds_per_hour)
+        if quota.bytes_per_day and size:
+            self.size.fill(now, size * _DAY / quota.bytes_per_day)
+
 
 class Quotas:
     """Counts requests and builds, and refuses those beyond the quotas. For one event loop, and one process.
@@ -89,11 +97,19 @@ class Quotas:
     Args:
         quotas: in their order; the first that matches an identity applies.
         clock: seconds; only differences matter.
+        shared: with which builds and bytes are counted for all servers of a storage together; ``None`` to count for this
+            process alone, as requests and builds at once are.
     """
 
-    def __init__(self, quotas: Sequence[Quota] = (), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        quotas: Sequence[Quota] = (),
+        clock: Callable[[], float] = time.monotonic,
+        shared: SharedUsage | None = None,
+    ) -> None:
         self._quotas = tuple(quotas)
         self._clock = clock
+        self._shared = shared
         self._identities: LRUCache[str, _Usage] = LRUCache(_CAPACITY)
         self._addresses: LRUCache[str, _Usage] = LRUCache(_CAPACITY)
 
@@ -105,6 +121,16 @@ class Quotas:
     def replace(self, quotas: Sequence[Quota]) -> None:
         """Apply other quotas from now on. What was counted before counts for them."""
         self._quotas = tuple(quotas)
+
+    async def refresh(self) -> None:
+        """Learn what other servers have counted; see ``SharedUsage.refresh``."""
+        if self._shared is not None and any(map(_is_shared, self._quotas)):
+            await self._shared.refresh()
+
+    async def close(self) -> None:
+        """Have the other servers learn what was counted here."""
+        if self._shared is not None:
+            await self._shared.close()
 
     def request(self, identity: Identity, client: Client) -> None:
         """Count a request. Every request comes here first: its builds count for the identity that it had here.
@@ -162,18 +188,23 @@ class Quotas:
         if quota is None:
             return _nothing
         now = self._clock()
+        shared = self._shared if _is_shared(quota) else None
+        for age, builds, size in shared.take(client.name) if shared is not None else ():
+            usage.count(quota, now - age, builds, size)
         _require_room(usage, quota, now)
-        one = _HOUR / quota.builds_per_hour if quota.builds_per_hour else 0.0
-        usage.builds.fill(now, one)
         usage.running += 1
+
+        def count(builds: int, size: int) -> None:
+            usage.count(quota, self._clock(), builds, size)
+            builds, size = builds if quota.builds_per_hour else 0, size if quota.bytes_per_day else 0
+            if shared is not None and (builds or size):
+                shared.note(client.name, builds, size)
 
         def leave(size: int | None) -> None:
             usage.running -= 1
-            if size is None:
-                usage.builds.fill(self._clock(), -one)
-            elif quota.bytes_per_day:
-                usage.size.fill(self._clock(), size * _DAY / quota.bytes_per_day)
+            count(-1 if size is None else 0, size or 0)
 
+        count(1, 0)
         return leave
 
     def _usage(self, identity: Identity, client: Client) -> _Usage:
@@ -187,6 +218,11 @@ class Quotas:
         usage.choose(self._quotas, identity)
         table.put(client.name, usage, _SIZE + len(client.name) + _size(identity))
         return usage
+
+
+def _is_shared(quota: Quota) -> bool:
+    """Whether a quota has limits that hold for all servers of a storage together."""
+    return quota.builds_per_hour is not None or quota.bytes_per_day is not None
 
 
 def _require_room(usage: _Usage, quota: Quota, now: float) -> None:

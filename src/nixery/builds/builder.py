@@ -27,24 +27,22 @@ from nixery.builds.events import (
 from nixery.builds.image import Image, execution_parameters, image_annotations, readable_labels
 from nixery.builds.image_closure import ImageClosure, ImageClosures
 from nixery.builds.layers import LayerPublisher
-from nixery.closure import Closure, StorePath
+from nixery.builds.provision import Provider, Provision, WrongDeriver
+from nixery.builds.substitution import WrongNames
+from nixery.closure import Closure
 from nixery.errors import (
     AnswerTooLarge,
     BuildError,
     BuildFailed,
     ClosureTooLarge,
-    PackagesUnavailable,
     PathsCollected,
-    Reason,
     RequestError,
     StorageError,
-    UnavailablePackage,
 )
 from nixery.image.name import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
-from nixery.nix.realisation import Nix
 from nixery.oci.documents import (
     Document,
     ExecutionParameters,
@@ -94,10 +92,6 @@ class _BlobsLostError(Exception):
     """Blobs of the image were deleted while it was built."""
 
 
-class _WrongDeriverError(Exception):
-    """The package index names a store path that another derivation has built."""
-
-
 @dataclass(frozen=True, slots=True)
 class ImageBounds:
     """Limits of an image.
@@ -128,7 +122,7 @@ class ImageBuilder:
     def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
         evaluator: Evaluator,
-        nix: Nix,
+        provider: Provider,
         layers: LayerPublisher,
         blobs: BlobStore,
         leases: Leases,
@@ -139,7 +133,7 @@ class ImageBuilder:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._evaluator = evaluator
-        self._nix = nix
+        self._provider = provider
         self._layers = layers
         self._blobs = blobs
         self._leases = leases
@@ -160,7 +154,7 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
-        retries = _Retries(self._nix, self._evaluator.source, pin)
+        retries = _Retries(self._provider, self._evaluator.source, pin)
         while True:
             try:
                 async with retries.collector_paused() as resume_collector:
@@ -169,16 +163,8 @@ class ImageBuilder:
                     retries.relies_on_index = any(package.is_realised for package in packages)
                     observe(Evaluated(packages))
 
-                    # Off the event loop: a package set may have thousands of packages with many outputs.
-                    installables, store_paths = await asyncio.to_thread(
-                        lambda contents: (contents.installables, contents.store_paths), contents
-                    )
-                    async with self._nix.realise(installables, observe, resume_collector) as provided:
-                        resume_collector()
-                        _require_provided(contents, provided)
-
-                        closure = await self._nix.closure(store_paths)
-                        _require_derivers(contents, closure)
+                    async with self._provider.provide(contents, observe, resume_collector) as provided:
+                        closure = provided.closure
                         observe(Realised(len(closure), sum(info.nar_size for info in closure)))
                         self._bounds.require(closure)
 
@@ -191,8 +177,12 @@ class ImageBuilder:
 
                         # The root file system is planned while the first layers are packed. It comes last,
                         # since it is the only layer that no other image shares.
-                        planning = asyncio.to_thread(_plan_root, request, contents, closure)
-                        layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
+                        publishing = asyncio.ensure_future(
+                            self._layers.publish(groups, closure, provided.contents, observe)
+                        )
+                        planning = self._planned(request, contents, provided, publishing)
+                        layers, root = await _both(publishing, planning)
+                        await provided.keep_names()
                         if root.clashes:
                             observe(NamesClashed(root.clashes))
                         layers.append(await self._layers.publish_root(root, _installed(packages), observe))
@@ -208,8 +198,22 @@ class ImageBuilder:
                     await _both(self._closures.keep(digest, described), self._evaluator.keep(request, pin))
                     observe(Stored(digest, len(layers)))
                     return image
-            except (_BlobsLostError, _WrongDeriverError, RequestError, BuildError) as error:
+            except (_BlobsLostError, WrongDeriver, WrongNames, RequestError, BuildError) as error:
                 await retries.handle(error)
+
+    async def _planned(
+        self,
+        request: ImageRequest,
+        contents: Contents,
+        provided: Provision,
+        publishing: asyncio.Future[list[Layer]],
+    ) -> RootFilesystem:
+        outputs = await asyncio.to_thread(_outputs, request, contents, provided.closure)
+        if not await provided.have_names(output.path for output in outputs):
+            # They come with the contents of layers. If these fail, so does the image.
+            await asyncio.wait((publishing,))
+            publishing.result()
+        return await asyncio.to_thread(_plan_root, request, contents, provided, outputs)
 
     async def _store(
         self,
@@ -268,24 +272,34 @@ class _Retries:
         relies_on_index: whether this attempt uses such outputs. If it fails, the next one evaluates.
     """
 
-    def __init__(self, nix: Nix, source: PackageSource, pin: Pin) -> None:
-        self._nix = nix
+    def __init__(self, provider: Provider, source: PackageSource, pin: Pin) -> None:
+        self._provider = provider
         self._source = source
         self._pin = pin
         self._collected = self._lost = 0
+        self._wrong = False
         self.may_use_index = True
         self.relies_on_index = False
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Pause Nix's garbage collector if it has disturbed an attempt; the context yields what resumes it."""
-        return self._nix.collector_paused() if self._collected else nullcontext(lambda: None)
+        return self._provider.collector_paused() if self._collected else nullcontext(lambda: None)
 
-    async def handle(self, error: _BlobsLostError | _WrongDeriverError | RequestError | BuildError) -> None:
+    async def handle(
+        self, error: _BlobsLostError | WrongDeriver | WrongNames | RequestError | BuildError
+    ) -> None:
         """Return if the build is to be tried again; raise the error, or one that explains it, otherwise."""
-        if self.relies_on_index and isinstance(error, _WrongDeriverError | PathsCollected | BuildFailed):
+        if self.relies_on_index and isinstance(error, WrongDeriver | PathsCollected | BuildFailed):
             self.may_use_index = self.relies_on_index = False
             return
         match error:
+            case WrongNames() if not self._wrong:
+                self._wrong = True
+                return
+            case WrongNames():
+                raise StorageError(
+                    "names of store paths in the storage are wrong again; does another process change its records?"
+                ) from None
             case PathsCollected() if self._collected + 1 < _REALISE_ATTEMPTS:
                 self._collected += 1
                 return
@@ -300,7 +314,7 @@ class _Retries:
                 raise StorageError(
                     "stored blobs keep disappearing; is another process deleting files in the storage?"
                 ) from None
-            case _WrongDeriverError():
+            case WrongDeriver():
                 raise AssertionError("an attempt without the index has no outputs of it")
         # The cause may have been cached, or fixed since the source was read.
         await self._source.confirm(self._pin)
@@ -315,33 +329,6 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
     if isinstance(other, BaseException):
         raise other
     return one, other
-
-
-def _require_provided(contents: Contents, provided: Collection[StorePath]) -> None:
-    """Reject store paths that Nix has not just provided for this package set: others may be private."""
-    named = [
-        (package.requested_name, package.attribute, path)
-        for package in contents.packages
-        for path in package.outputs.values()
-    ]
-    if (definition := contents.definition) is not None:
-        named += [(definition.requested_name, definition.attribute, path) for path in definition.store_paths]
-    for name, attribute, path in named:
-        if path not in provided:
-            explanation = f"{attribute} names {path}, which none of its derivations builds"
-            raise PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
-
-
-def _require_derivers(contents: Contents, closure: Closure) -> None:
-    """Reject outputs of the package index that Nix did not build from the derivation that the index names.
-
-    A package set can claim any path. Nix's own database says where a path comes from.
-    """
-    for package in contents.packages:
-        if package.is_realised and any(
-            closure[path].deriver != str(package.derivation) for path in package.outputs.values()
-        ):
-            raise _WrongDeriverError
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
@@ -364,23 +351,24 @@ def _outputs(request: ImageRequest, contents: Contents, closure: Closure) -> set
     }
 
 
-def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
-    outputs = _outputs(request, contents, closure)
-    with ClosureFiles(info.path for info in closure) as files:
-        root = plan_root_filesystem(outputs, files)
-        if any(package.fhs for package in contents.packages):
-            copy_programs_beside_their_files(root.tree, files)
-        add_system_files(root.tree, files, contents.os_release)
-        add_dpkg_database(root.tree, files)
-        add_declared_accounts(root.tree, files)
-        add_loader(root.tree, files, request.platform)
-        user = (0, 0)
-        if contents.definition is not None:
-            defined = contents.definition.execution
-            user = add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
-        add_passwords(root.tree)
-        add_nix_database(root.tree, files, closure, contents.store_paths, user)
-        complete_below_usr(root.tree)
+def _plan_root(
+    request: ImageRequest, contents: Contents, provided: Provision, outputs: Collection[InstalledOutput]
+) -> RootFilesystem:
+    files = ClosureFiles((info.path for info in provided.closure), provided.contents)
+    root = plan_root_filesystem(outputs, files)
+    if any(package.fhs for package in contents.packages):
+        copy_programs_beside_their_files(root.tree, files)
+    add_system_files(root.tree, files, contents.os_release)
+    add_dpkg_database(root.tree, files)
+    add_declared_accounts(root.tree, files)
+    add_loader(root.tree, files, request.platform)
+    user = (0, 0)
+    if contents.definition is not None:
+        defined = contents.definition.execution
+        user = add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
+    add_passwords(root.tree)
+    add_nix_database(root.tree, files, provided.closure, contents.store_paths, user)
+    complete_below_usr(root.tree)
     return root
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,6 +30,7 @@ from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
     AnswerTooLarge,
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
     BuildNotAllowed,
@@ -87,6 +88,10 @@ Admit = Callable[[Collection[Client]], Leave]
 _log = structlog.get_logger("nixery.build")
 
 
+async def _nothing() -> None:
+    """Learn nothing."""
+
+
 def _admit_all(_: Collection[Client]) -> Leave:
     return lambda _: None
 
@@ -102,12 +107,14 @@ class BuildBounds:
         look_ups: concurrent and waiting look-ups of images in the storage. Without a limit, clients that
             request made-up names and disconnect would make all others wait for the storage.
         admit: decides whether the clients of a new build may have it built, before it waits for a slot.
+        refresh: is called before that, to learn what it depends on.
     """
 
     slots: Slots
     seconds: float | None = None
     look_ups: Slots = field(default_factory=lambda: Slots(_LOOK_UPS, _WAITING, busy=TooBusy.IMAGES))
     admit: Admit = _admit_all
+    refresh: Callable[[], Awaitable[None]] = _nothing
 
 
 @dataclass(slots=True)
@@ -146,6 +153,11 @@ class BuildCoordinator:
         self._failures: TTLCache[_Key, tuple[Build, NixeryError]] = TTLCache(_FAILURES, clock)
         self._in_flight: SingleFlight[_Key, Image] = SingleFlight()
         self._builds: dict[_Key, Build] = {}
+        # Of these builds, by id: the clients that requested them, the first one first; their tasks; and why those end
+        # that were cancelled.
+        self._requesters: dict[str, dict[Client, None]] = {}
+        self._tasks: dict[str, asyncio.Task[object]] = {}
+        self._cancelled: dict[str, BuildCancelled] = {}
         self._unattended: set[asyncio.Task[None]] = set()
         # By the id of a build that ``begin`` started: done once it has a slot or a place in the queue.
         self._admissions: dict[str, asyncio.Future[None]] = {}
@@ -171,6 +183,7 @@ class BuildCoordinator:
             StorageError: the image cannot be stored.
             TooBusy: the queue is full.
             QuotaExceeded: none of the clients that request the image may start a build now.
+            BuildCancelled: ``cancel`` ended the build after this had joined it.
             ShuttingDown: this was closed before the build ended.
             InternalError: a bug of this program; the log has the traceback.
         """
@@ -178,19 +191,22 @@ class BuildCoordinator:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
+        if not may_build:
+            # Nor is a failure shown: its message has the end of a builder's log.
+            return await self._stored(request, pin)
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
-        if not may_build:
-            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True
+        await self._end_of_cancelled(key)
         build = self._builds.get(key)
         if build is None:
-            self._builds[key] = Build.of(request, pin, tag)
+            build = self._builds[key] = Build.of(request, pin, tag)
         elif context is not None and build.request_id is not None:
             self._tell(build, Joined(build.request_id))
+        self._note_requester(build)
         return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
 
     async def begin(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Build:
@@ -210,6 +226,7 @@ class BuildCoordinator:
         failure = self._failures.get(key)
         if failure is not None:
             return failure[0]
+        await self._end_of_cancelled(key)
         build = self._builds.get(key)
         joined = build is not None
         if build is None:
@@ -219,6 +236,7 @@ class BuildCoordinator:
             task = asyncio.ensure_future(self._build_unattended(build))
             self._unattended.add(task)
             task.add_done_callback(self._unattended.discard)
+        self._note_requester(build)
         admission = self._admissions.get(build.id)
         if admission is not None:
             try:
@@ -245,6 +263,41 @@ class BuildCoordinator:
         while self._running:
             self._ended.clear()
             await self._ended.wait()
+
+    def requesters(self, build: str) -> Sequence[Client] | None:
+        """Return the clients that requested a build that waits or runs here, the first one first; ``None`` for another one.
+
+        Clients that have disconnected are among them: they may ask again for what they have begun.
+        """
+        found = self._requesters.get(build)
+        return None if found is None else tuple(found)
+
+    def cancel(self, build: str, reason: BuildCancelled) -> bool:
+        """End a build that waits or runs here; its clients get the reason. Returns before its processes have ended.
+
+        A request for the image that comes later starts a new build.
+
+        Returns:
+            Whether there is such a build.
+        """
+        task = self._tasks.get(build)
+        if (
+            task is not None and build not in self._cancelled
+        ):  # a second cancellation would disturb the first one
+            self._cancelled[build] = reason
+            task.cancel()
+        return task is not None
+
+    async def _end_of_cancelled(self, key: _Key) -> None:
+        """Wait until the build of an image has ended, if it was cancelled: who asks now gets a new one."""
+        while (build := self._builds.get(key)) is not None and build.id in self._cancelled:
+            with suppress(NixeryError):
+                await self._in_flight.run(key, partial(self._find_or_build, key[1], key[0]))
+
+    def _note_requester(self, build: Build) -> None:
+        context = current_request()
+        client = context.client if context is not None else INTERNAL
+        self._requesters.setdefault(build.id, {})[client] = None
 
     async def close(self) -> None:
         """End all builds."""
@@ -283,11 +336,12 @@ class BuildCoordinator:
             observe(Queued(position, self._bounds.slots.wait(position)))
             self._admit(build)
 
-        try:
+        with self._in_progress(build):
             async with self._bounds.look_ups.slot():
                 image = await self._find(request, pin, observe)
             if image is not None:
                 return image
+            await self._bounds.refresh()
             self.require_accepting()
             with self._admission() as admission:
                 async with self._bounds.slots.slot(queued):
@@ -303,36 +357,49 @@ class BuildCoordinator:
                     async with _deadline(self._bounds.seconds):
                         image = await self._builder.build(request, pin, observe)
                     admission.size = sum(size for _, size in image.parts)
-            if self._cache:
-                image = await self._cache.add(pin, request, image)
+            return await self._cache.add(pin, request, image) if self._cache else image
+
+    @contextmanager
+    def _in_progress(self, build: Build) -> Iterator[None]:
+        """Let a build that the current task runs be cancelled, and observers and later requests learn how it ends."""
+        key = (build.pin, build.request)
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("builds run in tasks")
+        self._tasks[build.id] = task
+        try:
+            yield
         except NixeryError as error:
             error.build = build.id
-            observe(Failed(error))
+            self._tell(build, Failed(error))
             if isinstance(error, _PERMANENT_ERRORS):
                 kept = build, error.without_frames()
-                self._failures.put((pin, request), kept, size_of_error(error), self._failure_time_to_live)
+                self._failures.put(key, kept, size_of_error(error), self._failure_time_to_live)
             raise
         except asyncio.CancelledError:
-            observe(Failed(ShuttingDown()))
-            raise
+            reason = self._cancelled.get(build.id)
+            self._tell(build, Failed(reason or ShuttingDown()))
+            if reason is None:
+                raise
+            reason.build = build.id
+            raise reason from None
         except Exception as error:
             _log.exception("build failed unexpectedly", build=build.id)
             internal = InternalError(build.request_id)
             internal.build = build.id
-            observe(Failed(internal))
+            self._tell(build, Failed(internal))
             raise internal from error
         finally:
-            del self._builds[pin, request]
-            self._running.discard((pin, request))
+            del self._builds[key], self._requesters[build.id], self._tasks[build.id]
+            self._cancelled.pop(build.id, None)
+            self._running.discard(key)
             self._ended.set()
-        return image
 
     async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
         async with self._bounds.look_ups.slot():
             image = await self._cache.find(pin, request) if self._cache else None
         if image is None:
-            shell = ["shell"] if request.shell else []
-            raise BuildNotAllowed("/".join([*shell, *request.requested]))
+            raise BuildNotAllowed(request.name)
         return image
 
     @contextmanager

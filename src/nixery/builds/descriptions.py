@@ -177,6 +177,11 @@ class ImageDescriptions:
         """
         return (await self._pins.pin(tag)).pin
 
+    @property
+    def ignores_tags(self) -> bool:
+        """See ``Pins.ignores_tags``."""
+        return self._pins.ignores_tags
+
     def exact_tag(self, pin: Pin) -> str | None:
         """See ``Pins.exact_tag``."""
         return self._pins.exact_tag(pin.revision)

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.package_index import PackageIndex
-from nixery.errors import AnswerTooLarge, InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.errors import (
+    AnswerTooLarge,
+    InvalidName,
+    NotIndexed,
+    PackagesUnavailable,
+    Reason,
+    UnavailablePackage,
+)
 from nixery.image.meta_packages import FACTS, SHELL
 from nixery.image.name import ImageRequest
 from nixery.image.platform import Platform
@@ -37,7 +44,7 @@ class Evaluator:
 
     Args:
         source: provides package sets.
-        nix: evaluates.
+        nix: evaluates; ``None`` if there is none.
         cache: of results; ``None`` if they depend on more than the package set.
         index: of the package set; ``None`` likewise.
 
@@ -48,7 +55,7 @@ class Evaluator:
     def __init__(
         self,
         source: PackageSource,
-        nix: Nix,
+        nix: Nix | None,
         cache: EvaluationCache | None,
         index: PackageIndex | None = None,
     ) -> None:
@@ -70,6 +77,7 @@ class Evaluator:
             PackagesUnavailable: with every unavailable package.
             InvalidName: it asks for two image definitions, or for too many packages.
             AnswerTooLarge: its packages have too many outputs.
+            NotIndexed: neither cache nor index knows a name, and there is no Nix.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: Nix cannot evaluate.
         """
@@ -84,6 +92,9 @@ class Evaluator:
         if unknown == [FACTS] and any(isinstance(item, UnavailablePackage) for item in known):
             unknown = []  # there will be no image that needs the facts
         if unknown:
+            if self._nix is None:
+                named = [_WORDS.get(name, name) for name in unknown if name != FACTS]
+                raise NotIndexed(named or ["the package set itself"])
             wanted = [name for name in unknown if name in request.packages]
             optional = [name for name in unknown if name not in wanted]
             async with self.source.open(pin) as package_set:
@@ -98,9 +109,12 @@ class Evaluator:
         """Return the names of the arguments that the package set declares.
 
         Raises:
+            NotIndexed: there is no Nix.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: Nix cannot evaluate.
         """
+        if self._nix is None:
+            raise NotIndexed(["its arguments"])
         async with self.source.open(pin) as package_set:
             return await self._nix.arguments(platform, package_set)
 

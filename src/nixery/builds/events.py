@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from nixery.errors import NixeryError, PackageSetChanged, QuotaExceeded, RequestError, TooBusy
+from nixery.errors import BuildCancelled, NixeryError, PackageSetChanged, QuotaExceeded, RequestError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.nix.packages import Package
@@ -241,7 +241,7 @@ class LoggingObserver:
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
         request = build.request
-        log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
+        log = _log.bind(image=request.name, platform=str(request.platform))
         match event:
             case Queued(position):
                 log.debug("queued", position=position)
@@ -268,6 +268,8 @@ class LoggingObserver:
                 log.info("found", manifest=str(manifest))
             case Failed(error=(RequestError() | TooBusy() | QuotaExceeded()) as error):
                 log.info("not built", reason=str(error))
+            case Failed(error=BuildCancelled() as error):
+                log.info("build cancelled", build=build.id, reason=str(error))
             case Failed(error=PackageSetChanged()):
                 # The request restarts with the current state; if that fails, too, its answer says so.
                 log.info("package set changed", reason="a file has changed since the package set was read")

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from nixery.errors import (
     AnswerTooLarge,
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
     ClosureTooLarge,
@@ -33,6 +34,7 @@ class FailureKind(StrEnum):
     BUILDER = "builder"
     TIMEOUT = "timeout"
     TOO_LARGE = "too-large"
+    CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
     BUSY = "busy"
     SOURCE = "source"
@@ -45,6 +47,7 @@ _KINDS: tuple[tuple[type[NixeryError] | tuple[type[NixeryError], ...], FailureKi
     (BuildFailed, FailureKind.BUILDER),
     ((NixTimedOut, BuildDeadlineExceeded), FailureKind.TIMEOUT),
     ((ClosureTooLarge, AnswerTooLarge), FailureKind.TOO_LARGE),
+    (BuildCancelled, FailureKind.CANCELLED),
     (ShuttingDown, FailureKind.SHUTDOWN),
     ((TooBusy, QuotaExceeded), FailureKind.BUSY),
     (SourceUnreachable, FailureKind.SOURCE),

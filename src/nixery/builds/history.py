@@ -34,8 +34,7 @@ from nixery.builds.events import (
 from nixery.builds.failures import FailureKind, failure_kind
 from nixery.builds.shared_reports import STALE, SharedReports
 from nixery.caching import LRUCache, TTLCache
-from nixery.errors import LONGEST_MESSAGE, QuotaExceeded, StorageError, TooBusy
-from nixery.image.name import ImageRequest
+from nixery.errors import LONGEST_MESSAGE, QuotaExceeded, StorageError, TooBusy, derivation_name
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.storage.records import BUILD_PROGRESS, BUILDS, KINDS, CheckedList, RecordStore, decode
 
@@ -66,9 +65,6 @@ _FOUND_BYTES = 8 * 1024 * 1024
 
 # Seconds between two reads of the list of builds of other servers, and for which a request waits for one.
 _REFRESH, _PATIENCE = 3.0, 1.0
-
-# The name in ``<hash>-<name>.drv``.
-_DERIVATION = re.compile(r"(?:[0-9a-z]{32}-)?(.*?)(?:\.drv)?", re.DOTALL)
 
 # The id of a build.
 _ID = re.compile(r"[0-9a-f]{20}", re.ASCII)
@@ -236,7 +232,7 @@ class BuildReport(BaseModel):
         """Start the report of a build."""
         return cls(
             id=build.id,
-            name=image_name(build.request),
+            name=build.request.name,
             platform=str(build.request.platform),
             revision=build.pin.revision,
             request_id=build.request_id,
@@ -292,21 +288,9 @@ class BuildReport(BaseModel):
             self.dropped += 1
 
 
-def derivation_name(file: str) -> str:
-    """Return the name in ``<hash>-<name>.drv``."""
-    match = _DERIVATION.fullmatch(file)
-    return match[1] if match else file
-
-
 def stage_name(stage: Stage) -> str:
     """Return the name of a stage in reports, the API and the pages; metrics and traces call the first one ``queue``."""
     return _QUEUED if stage is Stage.QUEUE else stage.value
-
-
-def image_name(request: ImageRequest) -> str:
-    """Return the shortest name of an image, without its platform; of an empty image, the name of its platform."""
-    name = "/".join([*(["shell"] if request.shell else []), *request.requested])
-    return name or request.platform.architecture.name
 
 
 class BuildHistory:

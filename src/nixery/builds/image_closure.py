@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from nixery.closure import Closure, StorePath
 from nixery.errors import StorageError
-from nixery.image.name import ImageRequest
+from nixery.image.name import LONGEST_NAME, ImageRequest, canonical_names
 from nixery.layering.grouping import LayerGroup
 from nixery.nix.packages import Contents
 from nixery.oci.digest import Digest
@@ -28,10 +28,14 @@ from nixery.storage.records import IMAGE_CLOSURES, KINDS, CheckedList, RecordSto
 # anything. The largest images of nixpkgs have some 5000 paths with 50,000 references.
 _LARGEST, _MOST_COMMAS, _MOST_PATHS, _MOST_ROOTS = 8 * 1024 * 1024, 400_000, 20_000, 10_000
 
+# Names of an image: without and with its platform.
+_MOST_NAMES = 2
+
 # Of an explanation: chains, and store paths in each of its lists.
 _CHAINS, _LISTED = 5, 50
 
 _Text = Annotated[str, Field(max_length=256)]
+_Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 _Number = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -42,13 +46,19 @@ class ClosurePath(BaseModel):
         path: its base name, ``<hash>-<name>``.
         size: of its NAR in bytes.
         layer: the number of its layer, from 1.
-        references: positions of the paths that it refers to.
+        references: positions of the paths that it refers to, without itself.
+        nar_hash: SHA-256 of its NAR in hexadecimal digits; empty in records of earlier versions.
+        deriver: base name of the derivation that built it, if Nix knew it.
+        refers_to_itself: whether its files contain its own path.
     """
 
     path: _Text
     size: _Number
     layer: _Number
     references: CheckedList[_Number]
+    nar_hash: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    deriver: _Text = ""
+    refers_to_itself: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +85,7 @@ class ClosureRoot(BaseModel):
 
 
 class _Record(BaseModel):
+    names: Annotated[CheckedList[_Name], Field(max_length=_MOST_NAMES)] = []
     paths: Annotated[CheckedList[ClosurePath], Field(max_length=_MOST_PATHS)]
     roots: Annotated[CheckedList[ClosureRoot], Field(max_length=_MOST_ROOTS)]
 
@@ -112,17 +123,21 @@ class ImageClosure:
     Args:
         paths: of the image.
         roots: the packages that it was made for.
+        names: canonical ones that may stand for it; none in records of earlier versions.
 
     Raises:
         ValueError: a position leads to no path.
     """
 
-    def __init__(self, paths: Sequence[ClosurePath], roots: Sequence[ClosureRoot]) -> None:
+    def __init__(
+        self, paths: Sequence[ClosurePath], roots: Sequence[ClosureRoot], names: Sequence[str] = ()
+    ) -> None:
         for positions in (*(path.references for path in paths), *(root.paths for root in roots)):
             if any(position >= len(paths) for position in positions):
                 raise ValueError("a reference leads to no path")
         self.paths = paths
         self.roots = roots
+        self.names = names
 
     @classmethod
     def of(
@@ -137,6 +152,9 @@ class ImageClosure:
                 size=info.nar_size,
                 layer=layers[info.path],
                 references=[position[reference] for reference in info.references],
+                nar_hash=info.nar_hash,
+                deriver=info.deriver.rpartition("/")[2],
+                refers_to_itself=info.refers_to_itself,
             )
             for info in closure
         ]
@@ -159,6 +177,7 @@ class ImageClosure:
                 )
                 for (component, name, version), outputs in roots.items()
             ],
+            canonical_names(request),
         )
 
     @cached_property
@@ -257,7 +276,8 @@ class ImageClosure:
         """Encode the record; ``None`` if it would exceed the bounds."""
         if len(self.paths) > _MOST_PATHS or len(self.roots) > _MOST_ROOTS:
             return None
-        text = _Record(paths=list(self.paths), roots=list(self.roots)).model_dump_json().encode()
+        record = _Record(names=list(self.names), paths=list(self.paths), roots=list(self.roots))
+        text = record.model_dump_json(exclude_defaults=True).encode()
         content = zstandard.compress(text)
         is_readable = _is_bounded(text) and len(content) <= KINDS[IMAGE_CLOSURES].largest
         return content if is_readable else None
@@ -293,7 +313,7 @@ def decode_closure(content: bytes) -> ImageClosure:
     if not _is_bounded(text):
         raise ValueError("the record of a closure is too large")
     record = _Record.model_validate_json(text)
-    return ImageClosure(record.paths, record.roots)
+    return ImageClosure(record.paths, record.roots, record.names)
 
 
 def _is_bounded(text: bytes) -> bool:
@@ -309,6 +329,11 @@ class ImageClosures:
 
     def __init__(self, records: RecordStore) -> None:
         self._records = records
+        self._on_stored: Callable[[Digest, ImageClosure], None] = lambda _, __: None
+
+    def observe(self, on_stored: Callable[[Digest, ImageClosure], None]) -> None:
+        """Call a function with each closure that this process stores from now on, and its image."""
+        self._on_stored = on_stored
 
     async def keep(self, manifest: Digest, closure: ImageClosure) -> None:
         """Store the closure of an image. Without room for it, the page of the image lacks the explanations."""
@@ -316,6 +341,7 @@ class ImageClosures:
         if content is not None:
             with suppress(StorageError):
                 await self._records.put(IMAGE_CLOSURES, manifest.hex, content)
+                self._on_stored(manifest, closure)
 
     async def find(self, manifest: Digest) -> ImageClosure | None:
         """Return the closure of an image; ``None`` if there is no record of it.

@@ -23,9 +23,9 @@ from nixery.layering.grouping import LayerGroup
 from nixery.locks import FileLocks
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer
+from nixery.packing.contents import StoreContents, add_store_paths
 from nixery.packing.packer import AddContents, LayerPacker
 from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
-from nixery.packing.store_tree import add_store_paths
 from nixery.storage.blobs import BlobStore
 from nixery.storage.records import LAYERS, RecordStore
 
@@ -82,13 +82,15 @@ class LayerPublisher:
         self._threads: dict[str, asyncio.Future[Layer]] = {}
         self._stop = threading.Event()
 
-    async def publish(self, groups: Sequence[LayerGroup], closure: Closure, observe: Observe) -> list[Layer]:
+    async def publish(
+        self, groups: Sequence[LayerGroup], closure: Closure, contents: StoreContents, observe: Observe
+    ) -> list[Layer]:
         """Publish layers of store paths, several at once; the result is in the order of the groups.
 
-        When this returns or raises, even if cancelled, no thread reads the store paths for this caller any
+        Contents of a known layer are not read. When this returns or raises, even if cancelled, no thread reads the store paths for this caller any
         more, so that the caller may release them.
         """
-        tasks = (self._publish_group(group, closure, observe) for group in groups)
+        tasks = (self._publish_group(group, closure, contents, observe) for group in groups)
         published = await asyncio.gather(*tasks, return_exceptions=True)
         for failure in published:
             if isinstance(failure, BaseException):
@@ -120,14 +122,14 @@ class LayerPublisher:
         # Each thread checks for the stop before it reads the next piece of a file.
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
-    async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
-        parts = [f"{path} {closure[path].nar_hash}" for path in group.paths]
+    async def _publish_group(
+        self, group: LayerGroup, closure: Closure, contents: StoreContents, observe: Observe
+    ) -> Layer:
+        infos = [closure[path] for path in group.paths]
+        identity = self._identity(f"{info.path} {info.nar_hash}" for info in infos)
         names = sorted({path.name for path in group.paths})
         return await self._publish(
-            self._identity(parts),
-            lambda archive: add_store_paths(archive, map(closure.__getitem__, group.paths)),
-            names,
-            observe,
+            identity, lambda archive: add_store_paths(archive, infos, contents), names, observe
         )
 
     async def _publish(

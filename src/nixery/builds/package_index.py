@@ -133,11 +133,13 @@ class DefaultState:
         pin: the state.
         since: when this server began to serve it, in seconds since the epoch.
         progress: of its index; ``None`` while it is being listed.
+        is_only: whether the source has no other state, whatever the tag.
     """
 
     pin: Pin
     since: float
     progress: Progress | None
+    is_only: bool = False
 
 
 class PackageIndex:
@@ -179,6 +181,7 @@ class PackageIndex:
         clock: Callable[[], float] = time.monotonic,
         *,
         write_derivations: bool | None = None,
+        substitutes: bool = False,
         public: bool = True,
     ) -> None:
         self._pins = pins
@@ -189,6 +192,7 @@ class PackageIndex:
         self._records = records
         self._identity = canonical_json([identity, *sets]).decode()
         self._write_derivations = write_derivations
+        self._substitutes = substitutes
         self._sets = [(), (RESERVED,), *sets]
         self._processes = processes or os.cpu_count() or 1
         self._failure_time_to_live = failure_time_to_live
@@ -322,7 +326,8 @@ class PackageIndex:
         if pin is None:
             return None
         state = self._recent.get(pin)
-        return DefaultState(pin, self._default_since, None if state is None else state.progress)
+        progress = None if state is None else state.progress
+        return DefaultState(pin, self._default_since, progress, self._pins.ignores_tags)
 
     async def facts(self, pin: Pin) -> Mapping[str, str]:
         """Return what a package set says of itself, as in ``/etc/os-release``; empty before it is evaluated.
@@ -368,7 +373,7 @@ class PackageIndex:
             for item in attribute.items
             if not isinstance(item, UnavailablePackage)
         ]
-        return await asyncio.to_thread(_realisable, items) if realisable else items
+        return await asyncio.to_thread(_realisable, items, self._substitutes) if realisable else items
 
     def want(self, pin: Pin, is_default: bool = False) -> None:  # noqa: FBT001, FBT002 -- called by ``Pins.watch``
         """Have a state evaluated in the background; clients name other states, so that of the default tag comes first."""
@@ -736,14 +741,16 @@ async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], 
 
 def _realisable(
     items: Sequence[Package | Definition | MetaPackageFound | Facts],
+    substitutes: bool,  # noqa: FBT001 -- called through ``to_thread``
 ) -> Sequence[EvaluatedItem] | None:
-    """Return items if Nix can realise them without an evaluation."""
+    """Return items if they can be provided without an evaluation, as far as this machine can tell."""
     found: list[EvaluatedItem] = []
     for item in items:
         match item:
             case Package():
                 if not os.path.lexists(str(item.derivation)):
-                    if not all(os.path.lexists(str(path)) for path in item.outputs.values()):
+                    outputs = map(str, item.outputs.values())
+                    if not substitutes and not all(map(os.path.lexists, outputs)):
                         return None
                     item = replace(item, is_realised=True)  # noqa: PLW2901 -- the same package
                 found.append(item)

@@ -55,6 +55,9 @@ _FAILURE_KEPT = 60
 # The tag that every source has, and that clients use unless told otherwise.
 DEFAULT_TAG = "latest"
 
+# A tag that only a source without versions has no name for.
+_ANY_TAG = "any"
+
 # Tags whose states are shown with their names.
 _NAMED = 256
 
@@ -326,6 +329,14 @@ class Pins:
             TagUnknown: the tag can never exist.
         """
         return bool(self._source.reference(tag).name)
+
+    @property
+    def ignores_tags(self) -> bool:
+        """Whether the source has one state, as a directory has, which every tag stands for."""
+        try:
+            return not self._source.reference(_ANY_TAG).name
+        except TagUnknown:
+            return False
 
     def exact_tag(self, revision: str) -> str | None:
         """Return the tag that always means one state of the source; ``None`` if it accepts no commits as tags."""

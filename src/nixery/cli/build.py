@@ -70,8 +70,9 @@ def build(
             "-o",
             metavar="KIND:PLACE",
             autocompletion=complete_output,
-            help="oci:DIR, oci-archive:FILE, docker-archive:FILE or registry:HOST[:PORT]/NAME[:TAG]; a bare path "
-            "is an archive if it ends in .tar, else a directory. Repeatable.",
+            # Words of 22 characters at most: help on a narrow terminal cuts longer ones.
+            help="oci:DIR, oci-archive:FILE, docker-archive:FILE or registry:HOST/NAME, where HOST may have a port "
+            "and NAME a tag; a bare path is an archive if it ends in .tar, else a directory. Repeatable.",
         ),
     ] = None,
     tag: Annotated[str, typer.Option(help="Tag of the package source, and of the image in --output.")] = "",
@@ -108,9 +109,11 @@ def build(
 ) -> None:
     """Build an image without a server, push it or write it to files, and print its digest.
 
-    The image is the one that a server with the same settings would answer for NAME. An expression evaluates
-    to a derivation, a list of them, or an image definition: --expr '[ pkgs.git pkgs.jq ]'. Examples:
+    The image is the one that a server with the same settings would answer for NAME.
 
+    An expression is a derivation, a list of them, or an image definition: --expr '[ pkgs.git pkgs.jq ]'
+
+    Examples:
     nixery build shell/git --output registry:registry.example.com/tools/git:1
 
     nixery build shell/git --output docker-archive:git.tar
@@ -119,10 +122,8 @@ def build(
         raise typer.BadParameter("give one of NAME, --expr and --file")
     if tls_verify not in {"true", "false"}:
         raise typer.BadParameter("--tls-verify is true or false")
-    name, _, name_tag = name.partition(":")
-    if name_tag and tag:
-        raise typer.BadParameter("give the tag with NAME or with --tag")
-    tag = name_tag or tag or "latest"
+    name, tag = split_name(name, tag)
+    tag = tag or "latest"
 
     from nixery.builds.creation_date import CreationDate
     from nixery.builds.image import ImageIndex
@@ -153,6 +154,8 @@ def build(
             for one in outputs:
                 await deliver.to(one, shown.pushing, tls_verify=verify)
         places = [str(one.place if isinstance(one, FileOutput) else one) for one in outputs]
+        if not outputs and not quiet and not as_json:
+            typer.echo("the image is in this machine's storage alone; --output writes or pushes it", err=True)
         return {
             "digest": str(root.descriptor.digest),
             "name": wanted,
@@ -165,6 +168,26 @@ def build(
     silent = quiet or as_json or isinstance(shown, BarReporter)
     with closing(shown):
         shown.finished(run(command, quiet=silent, failed=shown.failed))
+
+
+def split_name(name: str, tag: str) -> tuple[str, str]:
+    """Split ``NAME[:TAG]``, and return the name and the tag, which may also come from an option.
+
+    Raises:
+        typer.BadParameter: there are two tags, or the name begins with the host and the port of a registry.
+    """
+    if image := behind_registry(name):
+        raise typer.BadParameter(f"give the name without the registry: {image}")
+    name, _, name_tag = name.partition(":")
+    if name_tag and tag:
+        raise typer.BadParameter("give a tag with the name or with an option")
+    return name, name_tag or tag
+
+
+def behind_registry(name: str) -> str:
+    """Return the name of an image behind the host and the port of a registry; empty for a name without them."""
+    port, _, image = name.partition(":")[2].partition("/")
+    return image if port.isdecimal() else ""
 
 
 def parse_output(text: str, tag: str) -> FileOutput | Target:
@@ -182,9 +205,10 @@ def parse_output(text: str, tag: str) -> FileOutput | Target:
     from nixery.push.client import Target
 
     kind, colon, rest = text.partition(":")
-    if colon and not rest:
+    if not rest and (colon or f"{kind}:" in OUTPUT_KINDS):
         place = "HOST[:PORT]/NAME[:TAG]" if kind == "registry" else "DIR" if kind == "oci" else "FILE"
-        raise ValueError(f"{text!r} has no place: write {kind}:{place}")
+        path = "" if colon else f"; a path is written ./{text}"
+        raise ValueError(f"{text!r} has no place: write {kind}:{place}{path}")
     match kind if colon else "":
         case "registry":
             return Target.parse(rest, tag)

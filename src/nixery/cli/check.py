@@ -22,11 +22,13 @@ from nixery.errors import NixeryError, SettingsError, StorageError
 from nixery.plain_text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
+    from nixery.binary_caches.client import BinaryCaches, CacheState
     from nixery.cli.output import Activity
+    from nixery.closure import StorePath
     from nixery.settings import Settings
 
 _WRONG = 1
@@ -49,13 +51,29 @@ _OLDEST_NIX = (2, 8)
 _NIX_PROFILES = (Path("/nix/var/nix/profiles/default/bin"), Path("/run/current-system/sw/bin"))
 
 _INSTALL = "install Nix 2.8 or newer (Debian: apt-get install nix-bin)"
+_WITHOUT_NIX = (
+    "Nix is not installed: a server serves stored images, and those whose packages are in the package index of its "
+    "storage and in binary caches"
+)
+_NO_NIX = "docs/how-to/run-without-a-store.md says what else it needs"
 _CONFIGURE = (
     "make sure that this user may build; in a checkout, `make setup` writes a configuration that works to "
     "var/nix/environment, and `. var/nix/environment` selects it"
 )
 
+# Store paths that each binary cache is asked for, to see its signatures.
+_TRIED = 64
+
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
+
+_CACHES = "docs/explanation/binary-caches.md describes caches, keys and signatures"
+_SIGNATURES = {
+    "trusted": "a trusted key signs its paths",
+    "untrusted": "its paths are not trusted",
+    "unknown": "it has no path of this machine's store, so its signatures were not tried",
+    "not required": "its paths need no signature",
+}
 
 _CONFIGURATION = "docs/how-to/choose-a-package-source.md has examples"
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
@@ -66,7 +84,7 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        what: settings, nix, git, tls, access, sandbox, storage, source, config or index; or the name of an image.
+        what: settings, nix, git, tls, access, cache, sandbox, storage, source, config or index; or the name of an image.
         right: whether it works.
         found: a description.
         advice: how to fix it; passed checks may have advice, too.
@@ -212,20 +230,29 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
     yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}", advice=unknown)
     flawed = {found.program: found.warning for found in releases(settings) if found.warning}
     git = flawed.pop("git", "")
-    yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))
+    works = nix.right
+    if not works and settings.substitute == "direct" and not _is_anywhere(build_environment(os.environ)):
+        nix = Finding("nix", right=True, found=_WITHOUT_NIX, advice=_NO_NIX)
+    found = f"{nix.found}, and has known flaws" if works and flawed else nix.found
+    yield replace(nix, found=found, advice=nix.advice or "; ".join(flawed.values()))
     if git:
         yield Finding("git", right=True, found=git, advice=_SAFER)
     yield from _tls(settings)
     shown.begin("checking the access file")
     yield from _access(settings)
+    if settings.substitute == "direct":
+        shown.begin("checking the binary caches")
+        yield from _binary_caches(settings)
     shown.begin("checking the storage")
     storage = _storage(settings)
     # Without Nix, nothing more is to be said about its builders.
-    if nix.right and storage.right:
+    if works and storage.right:
         shown.begin("checking what builders can reach")
         yield _sandbox(settings)
     yield storage
-    if nix.right and storage.right:
+    if settings.serve_cache and storage.right:
+        yield _signing(settings)
+    if works and storage.right:
         shown.begin("evaluating the package source")
         configuration = settings.package_configuration
         try:
@@ -249,16 +276,14 @@ def _nix(environment: Mapping[str, str]) -> Finding:
             return Finding("nix", False, f"Nix {version[0]} does not evaluate", _CONFIGURE)
     except NixeryError as error:
         return Finding("nix", False, f"Nix is installed, but does not work: {error}", _CONFIGURE)
-    return Finding("nix", right=True, found=f"version {version[0]} evaluates")
+    return Finding("nix", right=True, found=f"version {version[0]} works")
 
 
 def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
     """Return a finding if Nix's programs are not on ``PATH``; its installers write it only to shells' start-up files."""
-    search = environment.get("PATH", os.defpath)
-    if shutil.which("nix-instantiate", path=search) is not None:
+    if _is_on_path(environment):
         return None
-    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
-    found = next((place for place in places if (place / "nix-instantiate").exists()), None)
+    found = _profile(environment)
     if found is None:
         return Finding("nix", False, "nix-instantiate is not on PATH", _INSTALL)
     return Finding(
@@ -267,6 +292,21 @@ def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
         f"Nix is installed in {found}, which is not on PATH",
         f"add it: export PATH=$PATH:{found}",
     )
+
+
+def _is_on_path(environment: Mapping[str, str]) -> bool:
+    return shutil.which("nix-instantiate", path=environment.get("PATH", os.defpath)) is not None
+
+
+def _profile(environment: Mapping[str, str]) -> Path | None:
+    """The directory of Nix's programs, wherever Nix's installers put it; ``None`` if there is none."""
+    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
+    # Directories of another user count as missing.
+    return next((place for place in places if os.path.exists(place / "nix-instantiate")), None)  # noqa: PTH110
+
+
+def _is_anywhere(environment: Mapping[str, str]) -> bool:
+    return _is_on_path(environment) or _profile(environment) is not None
 
 
 def _run(environment: Mapping[str, str], *command: str) -> str:
@@ -320,6 +360,66 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "access", False, problem, "see docs/how-to/identity-providers.md#when-a-token-is-refused"
         )
+
+
+def _signing(settings: Settings) -> Finding:
+    import asyncio
+
+    from nixery.builds.cache_signing import read_cache_key, shared_keys
+    from nixery.startup import storage
+
+    try:
+        if settings.cache_key_file is not None:
+            public = read_cache_key(settings.cache_key_file).public
+        else:
+            with storage(settings, settings.environment) as opened:
+                keys = asyncio.run(shared_keys(opened.records))
+            public = keys[min(keys)].public if keys else ""
+    except (SettingsError, StorageError) as error:
+        return Finding(
+            "signing", False, str(error), "docs/reference/settings.md describes NIXERY_CACHE_KEY_FILE"
+        )
+    if not public:
+        return Finding("signing", right=True, found="the first request to its binary cache makes a key")
+    return Finding("signing", right=True, found=f"the public key of its binary cache is {public}")
+
+
+def _binary_caches(settings: Settings) -> Iterator[Finding]:
+    import asyncio
+
+    from nixery.binary_caches.client import BinaryCaches
+    from nixery.binary_caches.configuration import CacheConfiguration
+    from nixery.closure import STORE_DIRECTORY
+    from nixery.nix.machine import some_paths
+
+    try:
+        configuration = CacheConfiguration.read(settings.environment, settings.nix_arguments)
+        caches = BinaryCaches(configuration)
+    except SettingsError as error:
+        yield Finding("cache", False, str(error), _CACHES)
+        return
+    for line in configuration.unusable:
+        yield Finding("cache", right=True, found=f"not used: {line}", advice=_CACHES)
+    if not configuration.caches:
+        yield Finding("cache", False, "Nix's configuration has no binary cache", _CACHES)
+    for state in asyncio.run(_states(caches, some_paths(Path(STORE_DIRECTORY), _TRIED))):
+        facts = {"cache": state.name, "priority": state.priority, "signatures": state.signatures}
+        if state.problem:
+            yield Finding("cache", False, f"{state.name}: it {state.problem}", _CACHES, facts)
+            continue
+        found = f"{state.name} answers; priority {state.priority}; {_SIGNATURES[state.signatures]}"
+        wrong = state.signatures == "untrusted"
+        advice = _CACHES if wrong or state.signatures == "not required" else ""
+        yield Finding(
+            "cache", not wrong, f"{found}{f': {state.reason}' if state.reason else ''}", advice, facts
+        )
+
+
+async def _states(caches: BinaryCaches, paths: Sequence[StorePath]) -> Sequence[CacheState]:
+    try:
+        return await caches.states(paths)
+    finally:
+        await caches.close()
 
 
 def _sandbox(settings: Settings) -> Finding:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from nixery.cli.build import behind_registry
 from nixery.cli.check import Finding, print_findings
 from nixery.errors import NixeryError, PackagesUnavailable, RequestError
 from nixery.plain_text import escaped, escaped_document
@@ -92,10 +93,13 @@ async def _pinned(components: Components, name: str, platforms: Sequence[Platfor
     """Parse a name, and pin its tag: an entry for each platform, or one with the error."""
     from nixery.image.name import Tag, parse_reference, requests_for
 
+    wanted = behind_registry(name)
     name, _, tag = name.partition(":")
     tag = tag or "latest"
     image = f"{name}:{tag}"
     try:
+        if wanted:
+            raise RequestError(f"give the name without the registry: {wanted}")
         requests = requests_for(name, platforms)
         if not isinstance(parse_reference(tag), Tag):
             raise RequestError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nixery.cli.build import split_name
 from nixery.cli.completion import complete_name, complete_platform
 from nixery.errors import BlobUnknown
 from nixery.image.platform import Platform
@@ -17,20 +18,31 @@ from nixery.plain_text import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     from nixery.app import Components
+    from nixery.builds.image_closure import Explanation, ImageClosure
     from nixery.storage.blobs import BlobStore
+
+
+# Store paths that are listed; --json has all.
+_PATHS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Inspected:
-    """An image, from its manifest and its config."""
+    """An image, from its manifest and its config.
+
+    Attributes:
+        closure: its store paths; ``None`` if their record is missing.
+    """
 
     digest: str
     annotations: dict[str, str]
     config: dict[str, Any]
     layers: list[dict[str, Any]]
+    closure: ImageClosure | None
 
     @property
     def packages(self) -> dict[str, str]:
@@ -53,7 +65,22 @@ class _Inspected:
             "config": self.config,
             "layers": self.layers,
             "size": self.size,
+            "uncompressed size": self.closure.size if self.closure else None,
+            "only for": [
+                {"name": name, "version": version, "size": size, "from": component}
+                for (component, name, version), size in self.needed_alone
+            ],
+            "store paths": [
+                {"path": path.path, "size": path.size, "layer": path.layer}
+                for path in (self.closure.largest(len(self.closure.paths)) if self.closure else ())
+            ],
         }
+
+    @property
+    def needed_alone(self) -> list[tuple[tuple[str, str, str], int]]:
+        """Component, name and version of each package, with the bytes that only it needs, the largest first."""
+        found = self.closure.needed_alone() if self.closure else {}
+        return sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def inspect(
@@ -84,14 +111,17 @@ def inspect(
             help="Platform; default: the first of NIXERY_PLATFORMS.",
         ),
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Print the layers, too, the largest first.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print an image's metadata, its layers with their packages and sizes, or what changes from it to another image.
+    """Print what is in an image, what makes it large, and its config; or what changes from it to another image.
 
     Example: nixery inspect shell/git --diff shell/jq
     """
-    name, tag = _split(name, tag)
-    other, diff_tag = _split(diff, diff_tag)
+    name, tag = split_name(name, tag)
+    other, diff_tag = split_name(diff, diff_tag)
     tag = tag or "latest"
     wanted = [(name, tag), *([(other, diff_tag or tag)] if other else [])]
 
@@ -115,16 +145,9 @@ def inspect(
         document = images[0].as_json() if len(images) == 1 else _difference(*images)
         typer.echo(json.dumps(document, indent=2))
     elif len(images) == 1:
-        _print(images[0], Console())
+        _print(images[0], Console(), layers=layers)
     else:
         _print_difference(_difference(*images), Console())
-
-
-def _split(name: str, tag: str) -> tuple[str, str]:
-    name, _, name_tag = name.partition(":")
-    if name_tag and tag:
-        raise typer.BadParameter("give a tag with the name or with an option")
-    return name, name_tag or tag
 
 
 async def _inspect(components: Components, name: str, tag: str, platform: Platform) -> _Inspected:
@@ -140,7 +163,9 @@ async def _inspect(components: Components, name: str, tag: str, platform: Platfo
         for layer, history in zip(manifest["layers"], config["history"], strict=True)
     ]
     annotations = manifest.get("annotations", {})
-    return _Inspected(str(image.manifest.descriptor.digest), annotations, config["config"], layers)
+    digest = image.manifest.descriptor.digest
+    closure = await components.closures.find(digest)
+    return _Inspected(str(digest), annotations, config["config"], layers, closure)
 
 
 async def _read(blobs: BlobStore, digest: str) -> bytes:
@@ -173,14 +198,17 @@ def _difference(one: _Inspected, other: _Inspected) -> dict[str, Any]:
     }
 
 
-def _print(image: _Inspected, console: Console) -> None:
+def _print(image: _Inspected, console: Console, *, layers: bool) -> None:
     from rich.filesize import decimal
-    from rich.table import Table
     from rich.text import Text
 
     title = escaped(image.annotations.get("org.opencontainers.image.title", ""))
     # A digest that is broken at the edge of a table cannot be copied.
     console.print(Text.assemble((title, "bold"), f"  {image.digest}"), soft_wrap=True)
+    if image.closure is not None:
+        console.print(f"{decimal(image.size)} to download, {decimal(image.closure.size)} uncompressed")
+        _print_packages(image, console)
+        _print_paths(image.closure, console)
     for key, value in image.annotations.items():
         _print_line(f"  {key}: {value}", console)
     # Annotations are labels, too: print only the other ones.
@@ -188,11 +216,68 @@ def _print(image: _Inspected, console: Console) -> None:
     for key, value in {**image.config, "Labels": dict(sorted(labels.items()))}.items():
         if value:
             _print_line(f"  {key}: {json.dumps(value)}", console)
+    total = f"{len(image.layers)} layers, {decimal(image.size)} compressed"
+    if layers:
+        _print_layers(image, console)
+    console.print(total if layers else f"{total}; --layers lists them")
+
+
+def _print_packages(image: _Inspected, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from nixery.image.meta_packages import SHELL
+    from nixery.image.name import ALWAYS_INCLUDED
+
+    table = Table("package", "version", "only for it", "")
+    table.columns[2].justify = "right"
+    _fold(table)
+    for (component, name, version), size in image.needed_alone:
+        why = "shell" if component == SHELL else "in every image" if component in ALWAYS_INCLUDED else ""
+        table.add_row(_text(name or "by path"), _text(version), decimal(size), why)
+    console.print(table)
+    console.print(
+        "only for it: what the image would lose without the package, uncompressed; packages share the rest"
+    )
+
+
+def _print_paths(closure: ImageClosure, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("largest store paths", "size", "needed by")
+    table.columns[1].justify = "right"
+    _fold(table)
+    for path in closure.largest(_PATHS):
+        found = closure.explain(path.path)
+        table.add_row(_text(path.name), decimal(path.size), _text(_needed_by(found)))
+    console.print(table)
+
+
+def _fold(table: Table) -> None:
+    """Fold names on a narrow terminal: cut ones cannot be told apart."""
+    for column in table.columns:
+        column.overflow = "fold"
+
+
+def _needed_by(found: Explanation | None) -> str:
+    """Name the first package that needs a store path, and count the others."""
+    if found is None or not found.chains:
+        return ""
+    root = found.chains[0].root
+    more = found.needed_by - 1
+    return (root.name or "the image") + (f" and {more} more" if more else "")
+
+
+def _print_layers(image: _Inspected, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
     table = Table("layer", "size", "packages")
-    for layer in image.layers:
+    table.columns[1].justify = "right"
+    _fold(table)
+    for layer in sorted(image.layers, key=lambda layer: (-layer["size"], layer["digest"])):
         table.add_row(layer["digest"][7:19], decimal(layer["size"]), _text(" ".join(layer["packages"])))
-    table.add_section()
-    table.add_row(f"{len(image.layers)} layers", decimal(image.size), "")
     console.print(table)
 
 

@@ -49,9 +49,8 @@ from nixery.builds.events import (
     Stored,
     implied_packages,
 )
-from nixery.builds.history import derivation_name, image_name
 from nixery.cli.logs import print_line
-from nixery.errors import NixeryError
+from nixery.errors import NixeryError, derivation_name
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines, NixProgress
 from nixery.plain_text import escaped
@@ -161,7 +160,7 @@ class BarReporter:
         task = self._builds.get(request)
         if task is None:
             # The platform first, since the end of a long name is cut off.
-            name = f"{request.platform} {image_name(request)}"
+            name = f"{request.platform} {request.name}"
             task = self._builds[request] = self._progress.add_task(name, total=None, stage="")
         match event:
             case Started():
@@ -288,10 +287,15 @@ class LineReporter:
 
     def __init__(self) -> None:
         self._builds = LoggingObserver()
+        # Logged at the end, unless the command prints the message.
+        self._failed: list[tuple[Build, Failed]] = []
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``Reporter``."""
-        self._builds.observe(build, event)
+        if isinstance(event, Failed):
+            self._failed.append((build, event))
+        else:
+            self._builds.observe(build, event)
 
     def pushing(self, event: PushEvent) -> None:
         """See ``Reporter``."""
@@ -305,13 +309,21 @@ class LineReporter:
 
     def failed(self, error: NixeryError) -> None:
         """See ``Reporter``."""
+        self._log_failed(str(error))
 
     def finished(self, result: dict[str, Any]) -> None:
         """See ``Reporter``."""
+        self._log_failed("")  # an image of several platforms may lack one
         typer.echo(result["digest"])
 
     def close(self) -> None:
         """See ``Reporter``."""
+
+    def _log_failed(self, printed: str) -> None:
+        for build, event in self._failed:
+            if str(event.error) not in printed:
+                self._builds.observe(build, event)
+        self._failed.clear()
 
 
 class JsonReporter:

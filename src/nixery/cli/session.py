@@ -20,6 +20,7 @@ from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import guarded, hide_from_builders
+from nixery.plain_text import escaped
 from nixery.settings import Settings, StorageSettings
 from nixery.startup import Resources, prepare, storage
 from nixery.storage.opening import Storage
@@ -116,8 +117,11 @@ def run(
         raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:
         failed(error)
-        for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
+        for line in str(error).splitlines():
             print_line(line)
+        for line in getattr(error, "log_tail", ()):
+            # A builder wrote it: marked, so that it is not taken for a line of this program.
+            typer.echo(f"  | {escaped(line)}", err=True)
         raise typer.Exit(_FAILED) from None
 
 

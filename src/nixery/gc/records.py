@@ -15,7 +15,9 @@ from pydantic import TypeAdapter
 
 from nixery.access.api_tokens import read_api_token
 from nixery.access.registry_tokens import read_signing_key
+from nixery.access.shared_usage import read_usage
 from nixery.builds.build_cache import ImageRecord
+from nixery.builds.cache_signing import CacheKey
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
 from nixery.builds.image_closure import decode_closure
@@ -23,8 +25,10 @@ from nixery.builds.index_records import decode_part, validate_index
 from nixery.builds.layers import LayerRecord
 from nixery.builds.pins import PinRecord
 from nixery.builds.popularity import BATCH, REFERENCES
+from nixery.builds.substitution import read_narinfos
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
+from nixery.packing.listing import Listing
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import TagRecord
 from nixery.storage.leases import leased_documents
@@ -35,6 +39,7 @@ from nixery.storage.records import (
     BATCHES,
     BUILD_PROGRESS,
     BUILDS,
+    CACHE_KEYS,
     COLLECTIONS,
     EVALUATIONS,
     IMAGE_CLOSURES,
@@ -42,11 +47,14 @@ from nixery.storage.records import (
     IMAGES,
     KINDS,
     LAYERS,
+    NAR_LISTINGS,
     PACKAGE_DETAILS,
     PACKAGES,
     PINS,
+    QUOTA_USAGE,
     REFERRERS,
     SIGNING_KEYS,
+    SUBSTITUTED_CLOSURES,
     TAGS,
     TAGS_IN_ORDER,
     USES,
@@ -132,7 +140,11 @@ CHECKS: Mapping[str, Check] = {
     # A token whose record is torn is refused anyway.
     API_TOKENS: _readable(read_api_token),
     SIGNING_KEYS: _readable(read_signing_key),
+    CACHE_KEYS: _readable(CacheKey.parse),
     API_TOKEN_USES: lambda content: content == b"{}",
+    SUBSTITUTED_CLOSURES: _readable(read_narinfos),
+    NAR_LISTINGS: _readable(Listing.decode),
+    QUOTA_USAGE: _readable(read_usage),
 }
 
 

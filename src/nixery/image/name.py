@@ -91,6 +91,12 @@ class ImageRequest:
     platform: Platform
     shell: bool
 
+    @property
+    def name(self) -> str:
+        """The shortest name of the image, without its platform; of an image without packages, the name of its platform."""
+        components = [*(["shell"] if self.shell else []), *self.requested]
+        return "/".join(components) or self.platform.architecture.name
+
 
 def validate_name(name: str) -> None:
     """Check a repository name against the grammar.
@@ -155,8 +161,19 @@ def canonical_name(name: str) -> str:
     """
     # With all platforms, so that a name with a platform prefix gives one request, and any other name several.
     requests = requests_for(name, tuple(_PLATFORMS.values()))
-    request = requests[0]
-    platform = [request.platform.architecture.name] if len(requests) == 1 else []
+    return _name_of(requests[0], with_platform=len(requests) == 1)
+
+
+def canonical_names(request: ImageRequest) -> tuple[str, ...]:
+    """Return the canonical names that a request may be from: without and with its platform."""
+    is_named = bool(request.requested or request.shell)
+    return tuple(
+        _name_of(request, with_platform=with_platform) for with_platform in (False, True)[not is_named :]
+    )
+
+
+def _name_of(request: ImageRequest, *, with_platform: bool) -> str:
+    platform = [request.platform.architecture.name] if with_platform else []
     shell = ["shell"] if request.shell else []
     # A package with the name of a meta-package must follow another package; `library` must not come before a
     # single one.

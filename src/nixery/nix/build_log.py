@@ -36,6 +36,12 @@ _WORK = (_COPY_ACTIVITY, _BUILD_ACTIVITY, _SUBSTITUTE_ACTIVITY)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
 
+# Begins what Nix says of a builder that failed. The message of the error names the derivation already.
+_BUILDER = re.compile(r"^builder for '[^']*' failed")
+
+# All that Nix says of a builder that failed by itself.
+_ENDED = re.compile(r"builder failed (?:with exit code|due to signal)")
+
 _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 # Lines that a log tail has.
@@ -347,7 +353,12 @@ class BuildLog:
         return any(reports_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
-        """Return the last lines of a derivation's builder; without one, those of Nix itself."""
+        """Return the last lines of a derivation's builder; without one, those of Nix itself.
+
+        None, if that builder ran, wrote nothing, and Nix says no more than that it failed.
+        """
+        if derivation in self._built and not self._tails.get(derivation or "") and _ENDED.match(self.summary):
+            return ()
         nix_messages = [line for error in self._messages for line in error.splitlines()]
         lines = self._tails.get(derivation or "") or nix_messages or self._other_lines
         return tuple(lines)[-LOG_TAIL:]
@@ -363,7 +374,8 @@ class BuildLog:
             # Newer versions say "Cannot build '...drv'." and give the reason on the next line.
             reason = next((line for line in lines if line.startswith("Reason:")), lines[0] if lines else "")
             if reason:
-                return reason.removeprefix("Reason:").strip().rstrip(";")
+                reason = reason.removeprefix("Reason:").strip().rstrip(";")
+                return _BUILDER.sub("builder failed", reason)
         return self._other_lines[-1] if self._other_lines else "Nix gave no reason"
 
 

@@ -7,19 +7,24 @@ The collector locks a file before it searches for roots, and a process that regi
 same lock, shared (``LocalStore::collectGarbage`` and ``addTempRoot`` in Nix's ``gc.cc``, since 2.0). Holding
 that lock bridges the time between two commands, of which the first ends with its protection and the second has
 none yet. It needs the rights of the store's owner: a client of Nix's daemon runs without this lock.
+
+The owner can also register roots without a process of Nix: ``gcroots/auto`` has a symlink to each of them, named by
+the SHA-1 of its path (``addIndirectRoot`` in ``gc.cc``, likewise).
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from nixery.closure import StorePath, encode_base32
 from nixery.errors import storage_error
 
 # Seconds to wait for a running collection, which keeps paths written during it; and seconds between attempts.
@@ -37,6 +42,7 @@ class NixGarbageCollector:
 
     def __init__(self, state: Path, roots: Path) -> None:
         self._lock = state / "gc.lock"
+        self._registered = state / "gcroots" / "auto"
         self._roots = roots
 
     @asynccontextmanager
@@ -88,7 +94,49 @@ class NixGarbageCollector:
         try:
             yield place / "result"
         finally:
+            # It may have been deleted, as above; then Nix removes the registrations, which lead nowhere.
+            with suppress(OSError):
+                for link in place.iterdir():
+                    with suppress(OSError):
+                        self._registration(link).unlink()
             shutil.rmtree(place, ignore_errors=True)
+
+    def protect(
+        self, root: Path, find: Callable[[], Collection[StorePath] | None]
+    ) -> Collection[StorePath] | None:
+        """Find valid store paths and register roots for them, without a process of Nix. Blocks.
+
+        No collection runs from the search to the registration.
+
+        Args:
+            root: of ``root``; the roots are beside it.
+            find: returns the paths; ``None`` for none.
+
+        Returns:
+            What the search found; ``None`` if this process may not register roots, or a collection is running.
+        """
+        try:
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                paths = find()
+                for number, path in enumerate(paths or ()):
+                    self._register(root.with_name(f"protected-{number}"), path)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return None
+        return paths
+
+    def _register(self, link: Path, path: StorePath) -> None:
+        link.symlink_to(str(path))
+        registration = self._registration(link)
+        # A name that nobody else uses: the directory of the link is new, and belongs to this process.
+        registration.symlink_to(link)
+
+    def _registration(self, link: Path) -> Path:
+        digest = hashlib.sha1(os.fsencode(link), usedforsecurity=False).digest()
+        return self._registered / encode_base32(digest)
 
 
 async def _lock_shared(descriptor: int) -> None:

@@ -13,10 +13,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.closure import STORE_DIRECTORY
+from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import NixStoreFull, NixUnusable
 from nixery.image.platform import AMD64, ARM64, SUPPORTED, Platform
 
@@ -41,7 +42,7 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
         NixUnusable: Nix is not on ``PATH``, or its store is inaccessible.
         NixStoreFull: the store has almost no free space.
     """
-    if shutil.which("nix-store") is None:
+    if not is_installed():
         raise NixUnusable("nix-store is not on PATH")
     try:
         full = is_out_of_space(store)
@@ -49,6 +50,11 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
         raise NixUnusable(f"cannot access the Nix store: {error.strerror}") from error
     if full:
         raise NixStoreFull
+
+
+def is_installed() -> bool:
+    """Whether Nix's programs are on ``PATH``."""
+    return shutil.which("nix-store") is not None
 
 
 def is_out_of_space(store: Path = Path(STORE_DIRECTORY)) -> bool:
@@ -69,6 +75,18 @@ def owns_store(store: Path = Path(STORE_DIRECTORY)) -> bool:
         return store.stat().st_uid == os.geteuid()
     except OSError:
         return False
+
+
+def some_paths(store: Path, most: int) -> Sequence[StorePath]:
+    """Return store paths of this machine, from everywhere in its store; none without a store."""
+    found: list[StorePath] = []
+    with suppress(OSError):
+        for name in sorted(path.name for path in store.iterdir()):
+            # Their derivations are in no cache.
+            if not name.endswith(".drv"):
+                with suppress(ValueError):
+                    found.append(StorePath.parse(f"{STORE_DIRECTORY}/{name}"))
+    return found[:: max(1, len(found) // most)][:most]
 
 
 def native_platform(environment: Mapping[str, str]) -> Platform:

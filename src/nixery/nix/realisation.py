@@ -39,6 +39,7 @@ from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.plan import Plan, PlanReader
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
+from nixery.nix.store_database import StoreDatabase
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
 _TIMED_OUT = 0x01
@@ -93,9 +94,10 @@ class Nix:
         gate: holds builds back until their confinement is known; ``None`` for a caller that runs no untrusted
             builders.
         processes: the most processes for one evaluation.
+        database: of the store, which answers without a process what it can; ``None`` to ask Nix always.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each of them is one part of Nix
         self,
         limits: TimeLimits,
         collector: NixGarbageCollector,
@@ -104,8 +106,10 @@ class Nix:
         *,
         gate: BuilderGate | None = None,
         processes: int = MOST_PROCESSES,
+        database: StoreDatabase | None = None,
     ) -> None:
         self._gate = gate
+        self._database = database
         self._collector = collector
         self._versions = MinimumVersions(options.environment)
         self._options = options
@@ -232,9 +236,32 @@ class Nix:
             NixUnusable: Nix cannot be run, or builders are not confined.
         """
         with self._collector.root() as root:
-            if installables and self._gate is not None:
-                await self._gate.enter()
-            yield await self._realise(installables, root, report, on_started) if installables else frozenset()
+            provided = await asyncio.to_thread(self._protected, installables, root)
+            if provided is None:
+                if self._gate is not None:
+                    await self._gate.enter()
+                provided = await self._realise(installables, root, report, on_started)
+            yield provided
+
+    async def has(self, installables: Sequence[str]) -> bool:
+        """Whether all outputs are valid in the store at the moment, as far as its database can be read."""
+        database = self._database
+        return database is not None and await asyncio.to_thread(database.provided, installables) is not None
+
+    async def outputs(self, installables: Sequence[str]) -> Mapping[str, StorePath]:
+        """Return the path of each output that a valid derivation names, by installable, as far as that can be read."""
+        database = self._database
+        return {} if database is None else await asyncio.to_thread(database.outputs, installables)
+
+    def _protected(self, installables: Sequence[str], root: Path) -> frozenset[StorePath] | None:
+        """The outputs, protected, if all of them are valid; ``None`` if only Nix can tell, or provide them."""
+        database = self._database
+        if not installables:
+            return frozenset()
+        if database is None:
+            return None
+        found = self._collector.protect(root, lambda: database.provided(installables))
+        return None if found is None else frozenset(found)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """Return the runtime closure of valid store paths, from Nix's database.
@@ -244,6 +271,10 @@ class Nix:
             PathsCollected: a path was collected meanwhile.
             NixUnusable: Nix cannot be run, or a path is not valid.
         """
+        if self._database is not None:
+            known = await asyncio.to_thread(self._database.closure, paths, _LARGEST_CLOSURE)
+            if known is not None:
+                return known
         left = _LARGEST_CLOSURE
 
         async def query(question: Sequence[str], about: Sequence[str]) -> list[str]:
@@ -300,6 +331,21 @@ class Nix:
         if completed.exit_code != 0:
             raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(last)}")
         return await asyncio.to_thread(_with_sources, reader.plan)
+
+    async def needs(self, derivation: StorePath, other: str) -> bool:
+        """Whether a derivation needs another one, directly or not.
+
+        Args:
+            derivation: store path of a ``.drv``.
+            other: ``<hash>-<name>.drv``.
+
+        Raises:
+            PathsCollected: the derivation was collected meanwhile.
+            NixTimedOut: the query timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        requisites = await self._query("--query", "--requisites", str(derivation))
+        return any(path.endswith(f"/{other}") for path in requisites.split())
 
     async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield every derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.

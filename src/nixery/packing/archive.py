@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nixery.errors import StorageError, shown
 from nixery.packing import tar
@@ -40,7 +40,7 @@ class Archive:
         self._buffer, self._other = bytearray(CHUNK), bytearray(0)
         self._view = memoryview(self._buffer)
         self._filled = 0
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._gathered_size = 0
 
     def directory(self, name: bytes, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> None:
@@ -51,10 +51,40 @@ class Archive:
         """Append a symlink; its target is written as it is."""
         self._append(tar.symlink(name, target))
 
-    def file(self, name: bytes, mode: int, content: bytes, owner: tuple[int, int] = (0, 0)) -> None:
+    def file(
+        self, name: bytes, mode: int, content: bytes | memoryview, owner: tuple[int, int] = (0, 0)
+    ) -> None:
         """Append a file with the given content; its owner is the ids of a user and a group."""
         size = len(content)
-        self._append(tar.file(name, mode, size, owner) + content + tar.padding(size))
+        header, padding = tar.file(name, mode, size, owner), tar.padding(size)
+        self._gathered += (header, content, padding)
+        self._gathered_size += len(header) + size + len(padding)
+        if self._gathered_size >= _GATHERED:
+            self._put()
+
+    def file_of(self, name: bytes, mode: int, size: int, pieces: Iterable[bytes | memoryview]) -> None:
+        """Append a file whose content comes in pieces, each of which is copied before the next one is asked for.
+
+        Args:
+            name: in the archive.
+            mode: in the archive.
+            size: of all pieces together, in bytes.
+            pieces: the content. If they raise an error, the archive cannot be completed.
+
+        Raises:
+            ValueError: the pieces have another size.
+        """
+        self._append(tar.file(name, mode, size))
+        self._put()
+        left = size
+        for piece in pieces:
+            left -= len(piece)
+            if left < 0:
+                break
+            self._copy(piece)
+        if left:
+            raise ValueError(f"{shown(name)} does not have {size} bytes")
+        self._append(tar.padding(size))
 
     def file_from(self, descriptor: int, name: bytes, mode: int, size: int) -> None:
         """Append a copy of an open file, which is read from its beginning.
@@ -98,6 +128,9 @@ class Archive:
         data = b"".join(self._gathered)
         self._gathered.clear()
         self._gathered_size = 0
+        self._copy(data)
+
+    def _copy(self, data: bytes | memoryview) -> None:
         left = memoryview(data)
         while left:
             part = left[: CHUNK - self._filled]

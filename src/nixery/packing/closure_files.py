@@ -12,16 +12,15 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from nixery.closure import STORE_DIRECTORY, StorePath
+from nixery.closure import StorePath
 from nixery.errors import StorageError, UnsafeContents, shown
-from nixery.files import ASK, LIST, LONGEST_PATH, READ, Beneath, read_descriptor
+from nixery.files import LONGEST_PATH
 from nixery.packing.archive import unreadable
+from nixery.packing.contents import STORE, Name, StoreContents
 
-_STORE = STORE_DIRECTORY.encode()
-_ABOVE = tuple(_STORE.strip(b"/").split(b"/"))
+_ABOVE = tuple(STORE.strip(b"/").split(b"/"))
 
 # As many symlinks as the kernel follows for one name (path_resolution(7)).
 _MOST_LINKS = 40
@@ -43,13 +42,6 @@ _MISSING = _NOT_A_DIRECTORY | {errno.ENOENT, errno.ENAMETOOLONG}
 _RELATIVE = frozenset({b"", b".", b".."})
 
 
-class Name(NamedTuple):
-    """A name in a directory, and whether it is a directory itself rather than a symlink to one."""
-
-    name: bytes
-    is_directory: bool
-
-
 class _Place(NamedTuple):
     """A resolved name: below the store and without any symlink; and the mode of its file."""
 
@@ -58,33 +50,24 @@ class _Place(NamedTuple):
 
 
 class ClosureFiles:
-    """The files of an image's store paths. A context manager that holds the store open.
+    """The files of an image's store paths.
 
     Names are absolute, as in the image. Symlinks are followed within the closure; a name that leads out of it
     does not exist.
 
     Args:
         closure: the store paths of the image.
-        store: directory of the store paths on this machine.
-        emulated: see ``Beneath``.
+        contents: their files.
 
     Attributes:
         closure: the same, in their order.
-
-    Raises:
-        StorageError: the store cannot be opened.
     """
 
-    def __init__(
-        self, closure: Iterable[StorePath], store: bytes = _STORE, *, emulated: bool = False
-    ) -> None:
+    def __init__(self, closure: Iterable[StorePath], contents: StoreContents) -> None:
         self.closure = tuple(closure)
+        self._contents = contents
         self._base_names = {path.base_name.encode() for path in self.closure}
         self._listed = self._bytes = self._looked_at = 0
-        try:
-            self._beneath = Beneath(store, emulated=emulated)
-        except OSError as error:
-            raise unreadable(store, error) from error
 
     def exists(self, file: bytes) -> bool:
         """Whether a name leads to a file or a directory of the closure.
@@ -115,7 +98,7 @@ class ClosureFiles:
         place = self._find(file)
         if place is None or not stat.S_ISREG(place.mode) or not place.mode & stat.S_IXUSR:
             return None
-        return _STORE + b"/" + place.name
+        return STORE + b"/" + place.name
 
     def are_one(self, file: bytes, other: bytes) -> bool:
         """Whether two names lead to the same file or directory of the closure.
@@ -141,15 +124,9 @@ class ClosureFiles:
             )
         names: list[Name] = []
         try:
-            descriptor = self._beneath.open(place.name, LIST)
-            try:
-                with os.scandir(descriptor) as children:
-                    for child in children:
-                        name = os.fsencode(child.name)
-                        self._count(directory, name)
-                        names.append(Name(name, child.is_dir(follow_symlinks=False)))
-            finally:
-                os.close(descriptor)
+            for name in self._contents.names(place.name):
+                self._count(directory, name.name)
+                names.append(name)
         except OSError as error:
             raise unreadable(directory, error) from error
         return names
@@ -196,11 +173,7 @@ class ClosureFiles:
 
     def _read(self, place: _Place, file: bytes, limit: int) -> bytes:
         try:
-            descriptor = self._beneath.open(place.name, READ)
-            try:
-                return read_descriptor(descriptor, limit)
-            finally:
-                os.close(descriptor)
+            return self._contents.read(place.name, limit)
         except OSError as error:
             raise unreadable(file, error) from error
 
@@ -215,7 +188,7 @@ class ClosureFiles:
 
     def _look_up_directly(self, file: bytes) -> _Place | None:
         """Look a name up in one step; ``None`` if it contains, or might contain, a symlink, which is rare."""
-        above, _, name = file.partition(_STORE + b"/")
+        above, _, name = file.partition(STORE + b"/")
         components = name.split(b"/")
         if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):
             return None
@@ -278,22 +251,5 @@ class ClosureFiles:
         """Return the mode of the file with a name below the store, and its target if it is a symlink."""
         if len(name) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._count_step(_STORE + b"/" + name, len(name) // _BYTES_PER_LOOK_UP)
-        descriptor = self._beneath.open(name, ASK)
-        try:
-            # Of the descriptor: by now the name may belong to another file.
-            mode = os.fstat(descriptor).st_mode
-            return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
-        except OSError as error:
-            # The name exists: an error of the kernel must not make it look missing.
-            raise unreadable(_STORE + b"/" + name, error) from error
-        finally:
-            os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._beneath.__exit__(kind, error, trace)
+        self._count_step(STORE + b"/" + name, len(name) // _BYTES_PER_LOOK_UP)
+        return self._contents.look(name)

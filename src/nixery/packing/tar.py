@@ -28,6 +28,9 @@ _PERMISSIONS = b"%07o\0" * 3
 _MAGIC_TO_DEVICE = b"ustar\x0000" + bytes(32 + 32) + b"%07o\0" % 0 * 2
 _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 
+# Kinds of entries.
+FILE, SYMLINK, DIRECTORY = b"0", b"2", b"5"
+
 # Pads with zeros. Name, permissions and owner, size, time, checksum, kind, target, constant fields, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
@@ -50,17 +53,17 @@ def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
     Raises:
         UnsafeContents: the name is a whiteout; ``symlink`` and ``file`` raise it, too.
     """
-    return _header(name + b"/", mode, 0, b"5", owner=owner)
+    return _header(name + b"/", mode, 0, DIRECTORY, b"", owner)
 
 
 def symlink(name: bytes, target: bytes) -> bytes:
     """Return the header blocks of a symlink."""
-    return _header(name, 0o777, 0, b"2", target)
+    return _header(name, 0o777, 0, SYMLINK, target)
 
 
 def file(name: bytes, mode: int, size: int, owner: tuple[int, int] = _ROOT) -> bytes:
     """Return the header blocks of a file; its content follows, padded to whole blocks."""
-    return _header(name, mode, size, b"0", owner=owner)
+    return _header(name, mode, size, FILE, b"", owner)
 
 
 def padding(size: int) -> bytes:
@@ -71,7 +74,8 @@ def padding(size: int) -> bytes:
 def _header(
     name: bytes, mode: int, size: int, kind: bytes, target: bytes = b"", owner: tuple[int, int] = _ROOT
 ) -> bytes:
-    if _WHITEOUT in name and any(part.startswith(_WHITEOUT) for part in name.split(b"/")):
+    # Unlike ``in``, which takes twice as long for bytes.
+    if name.rfind(_WHITEOUT) >= 0 and any(part.startswith(_WHITEOUT) for part in name.split(b"/")):
         raise UnsafeContents(
             b"/" + name.rstrip(b"/"),
             "names that begin with .wh. delete files of an image; rename it in its package",
@@ -109,7 +113,8 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
     """Split a long name at a slash so that both parts fit; the second part is None if there is no such slash."""
     # At least one and at most 100 bytes must follow the slash, so a directory's own last slash does not
     # count.
-    slash = name.find(b"/", len(name) - _LONGEST_NAME - 1, len(name) - 1)
+    end = len(name) - 1
+    slash = name.find(b"/", end - _LONGEST_NAME, end)
     if 0 < slash <= _LONGEST_PREFIX:
         return name[:slash], name[slash + 1 :]
     return b"", None

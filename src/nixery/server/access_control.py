@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from nixery.access.audit import AuditLog
 from nixery.access.authentication import Authenticated
-from nixery.access.identity import CredentialsRefused, Identity, Right
+from nixery.access.identity import CredentialsRefused, Right
 from nixery.access.loading import AccessRules
 from nixery.access.policy import current_access, enter_access
 from nixery.access.quotas import Quotas
@@ -23,6 +23,7 @@ from nixery.access.registry_tokens import SERVICE
 from nixery.errors import LoginRequired, NixeryError
 from nixery.image.name import COMPONENT, requests_for
 from nixery.image.platform import Platform
+from nixery.request_context import Client, current_request
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -53,6 +54,8 @@ _REPOSITORY = re.compile(
 # What an answer depends on, besides the path.
 _VARIES = "Authorization, Cookie"
 
+# Statuses of an answer to something that is not allowed.
+_REFUSALS = frozenset({401, 403, 404, 429})
 _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
 
@@ -142,10 +145,14 @@ class AccessControl:
             )
         if path == "/metrics":
             allowed = access.allows_anything(Right.ADMIN)
-            return None if allowed else error_response(access.denial("read figures of the server", "page"))
+            return (
+                None
+                if allowed
+                else error_response(access.denial("read figures of the server", "page", Right.ADMIN, path))
+            )
         if path.startswith("/v2/") or any(map(access.allows_anything, Right)):
             return None
-        return error_response(access.denial("use this registry", "page"))
+        return error_response(access.denial("use this registry", "page", None, path))
 
     def _credentials_show_more(self, request: Request, found: Authenticated) -> bool:
         """Whether a list is asked for without credentials, and somebody with some may see more.
@@ -165,15 +172,19 @@ class AccessControl:
 
     def _refused(self, error: CredentialsRefused) -> Response:
         if self._audit is not None:
-            self._audit.login_failed(str(error))
+            self._audit.login_failed(str(error), error.user)
         return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", f"authentication failed: {error}")
 
     def finish(self, request: Request, response: Response) -> Response:
-        """Add to an answer how to log in, if that is what it asks for; and keep it out of shared caches.
+        """Add to an answer how to log in, if that is what it asks for; keep it out of shared caches; record a refusal.
 
         A cache between the server and its clients must not give one client what only another may see. Only answers to
         anonymous clients, which everybody may see, can be public.
         """
+        if self._audit is not None and response.status in _REFUSALS:
+            asked = current_request()
+            if asked is not None and asked.refused is not None:
+                self._audit.refused(asked.refused)
         if request.path.startswith(_OPEN_PREFIX):
             return response
         headers = {**response.headers}
@@ -215,10 +226,7 @@ class AccessControl:
         if request.method not in ("GET", "HEAD"):
             message = "method not allowed: use GET or POST"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD, POST"})
-        # A token must not be used to get another one that lives longer.
-        if found.repositories is not None:
-            return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", "send credentials, not a token of this service")
-        return await self._issued(found.identity, parse_qsl(request.query_string))
+        return await self._issued(found, parse_qsl(request.query_string))
 
     async def _token_for_form(self, request: Request, observed: Observed) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -234,15 +242,22 @@ class AccessControl:
             return errors_body(400, "UNSUPPORTED", f"send a form ({_FORM}) with grant_type=password")
         try:
             found = await self._rules.current.authenticator.authenticate_password(
-                fields.get("username", ""), fields.get("password", ""), observed.client
+                # By address: somebody with credentials must not have more attempts at those of others.
+                fields.get("username", ""),
+                fields.get("password", ""),
+                Client(observed.address),
             )
         except CredentialsRefused as error:
             return self._refused(error)
         except NixeryError as error:
             return error_response(error)
-        return await self._issued(found.identity, form)
+        return await self._issued(found, form)
 
-    async def _issued(self, identity: Identity, parameters: Sequence[tuple[str, str]]) -> Response:
+    async def _issued(self, found: Authenticated, parameters: Sequence[tuple[str, str]]) -> Response:
+        # A token must not be used to get another one that lives longer, or is for more images.
+        if found.repositories is not None:
+            return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", "send credentials, not a token of this service")
+        identity = found.identity
         service = dict(parameters).get("service", SERVICE)
         if service != SERVICE:
             return errors_body(400, "UNSUPPORTED", f"service should be {SERVICE}")

@@ -13,16 +13,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_quota
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions, Shared
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
 from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
+from nixery.builds.pins import DEFAULT_TAG
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
-from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
+from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.clients import image_path
 from nixery.server.compression import compressed
 from nixery.server.errors import error_response, errors_body
@@ -34,7 +36,7 @@ from nixery.server.http import (
     StreamResponse,
     json_content,
 )
-from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_builds import PublishedBuilds, is_allowed
 from nixery.server.published_packages import (
     LARGEST_LIMIT,
     CheckedName,
@@ -51,7 +53,7 @@ from nixery.sources.source import Pin
 _ROUTE = re.compile(
     r"/api/v1/(?:(?P<list>packages|names|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
-    r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
+    r"|builds/(?P<build>[0-9a-f]{1,64})(?:(?P<events>/events)|(?P<cancel>/cancel))?"
     r"|images/(?P<image>.+)|digests/(?P<digest>.+))",
     re.DOTALL,
 )
@@ -165,11 +167,19 @@ class Builds:
     Args:
         builds: the reports.
         images: starts builds.
+        cancellation: ends builds.
         platforms: of a name without a platform.
     """
 
-    def __init__(self, builds: PublishedBuilds, images: Images, platforms: Sequence[Platform]) -> None:
+    def __init__(
+        self,
+        builds: PublishedBuilds,
+        images: Images,
+        cancellation: BuildCancellation,
+        platforms: Sequence[Platform],
+    ) -> None:
         self._builds = builds
+        self._cancellation = cancellation
         self._images = images
         self._platforms = platforms
 
@@ -207,7 +217,11 @@ class Builds:
             raise InvalidReference(wanted.tag)
         requests = requests_for(wanted.name, self._platforms)
         current_access().require(Right.BUILD, requests, wanted.name, wanted.tag)
-        begun = await self._images.begin(requests, wanted.tag)
+        try:
+            begun = await self._images.begin(requests, wanted.tag)
+        except NixeryError as error:
+            note_quota(wanted.name, error)
+            raise
         # The client may ask another server about them next.
         await self._builds.shared([build.id for build in begun])
         documents = [
@@ -220,6 +234,14 @@ class Builds:
             for build in begun
         ]
         return _json({"builds": documents}, 202, {"Location": documents[0]["url"]})
+
+    async def cancel(self, request: Request, build: str) -> Response:
+        """Cancel a build.
+
+        Raises:
+            NixeryError: the asker may not, or too many requests are waiting.
+        """
+        return await self._cancellation.cancel(request, build)
 
     async def get(self, build: str) -> Response:
         """Describe a build, with its log.
@@ -322,6 +344,8 @@ class ImageDocuments:
         if not current_access().allows(Right.PULL, requests, tag):
             return _json({"name": name, "tag": tag, "digest": None})
         pin = await self._descriptions.pin(tag)
+        if self._descriptions.ignores_tags:
+            tag = DEFAULT_TAG
         digest = await self._descriptions.digest(requests[0], pin) if len(requests) == 1 else None
         return _json({"name": name, "tag": tag, "digest": digest})
 
@@ -342,12 +366,16 @@ class Api:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
-        begins = request.method == "POST" and match["list"] == "builds"
-        if request.method not in ("GET", "HEAD") and not begins:
-            allowed = "GET, HEAD, POST" if match["list"] == "builds" else "GET, HEAD"
+        allowed = (
+            "POST" if match["cancel"] else "GET, HEAD, POST" if match["list"] == "builds" else "GET, HEAD"
+        )
+        if request.method not in allowed.split(", "):
             message = f"method not allowed: use {allowed}"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": allowed})
         try:
+            if match["cancel"]:
+                return await self._builds.cancel(request, match["build"])
+            begins = request.method == "POST"
             return await (self._builds.begin(request) if begins else self._read(request, match))
         except NixeryError as error:
             return error_response(current_access().without_hidden(error))
@@ -385,6 +413,7 @@ class NamedImage:
         exact_tag: the tag that stands for that state for ever; ``None`` if the source accepts no commits as tags.
         found: descriptions of the stored images.
         missing: requests whose image was not built yet.
+        ignored_tag: the tag that was asked for, if it selects nothing: the source has one state, which is ``latest``.
     """
 
     name: str
@@ -393,14 +422,14 @@ class NamedImage:
     exact_tag: str | None
     found: Sequence[ImageDescription]
     missing: Sequence[ImageRequest]
+    ignored_tag: str | None = None
 
 
 def visible(images: Sequence[Shared]) -> list[Shared]:
     """Return the images that the asker may pull."""
-    access = current_access()
-    if not access.is_restricted:
+    if not current_access().is_restricted:
         return list(images)
-    return [one for one in images if access.allows_name(Right.PULL, parse_image_name(one.build.name))]
+    return [one for one in images if is_allowed(Right.PULL, one.build)]
 
 
 async def describe(
@@ -421,16 +450,18 @@ async def describe(
     name, tag, requests = _parsed(image, platforms)
     current_access().require(Right.PULL, requests, name, tag)
     pin = await descriptions.pin(tag)
+    is_ignored = tag != DEFAULT_TAG and descriptions.ignores_tags
     found = await asyncio.gather(
         *(descriptions.describe(request, pin, compare=compare) for request in requests)
     )
     return NamedImage(
         name,
-        tag,
+        DEFAULT_TAG if is_ignored else tag,
         pin,
         descriptions.exact_tag(pin),
         [description for description in found if description is not None],
         [request for request, description in zip(requests, found, strict=True) if description is None],
+        tag if is_ignored else None,
     )
 
 

@@ -115,6 +115,9 @@ class Application:
             method, path, headers, {}, b"", forwarded, self._public_url, encrypted=self._encrypted
         )
         observed = self.observation.begin(request, scope)
+        # A client of HTTP/2 has a few streams at once, and could otherwise have any number of requests wait.
+        if self._encrypted and scope.http_version == "2":
+            observed.watch(protocol.client_disconnect)
         try:
             response, body = await self._answer(request, query, scope, protocol, observed)
             # Before sending: afterwards, the web server's threads would wait for it.

@@ -43,6 +43,9 @@ _PUBLIC_HOST = re.compile(
 )
 _UNKNOWN_HOST = "localhost"
 
+# A host, and a port, that only the machine itself reaches.
+_LOCAL = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::\d+)?", re.ASCII | re.IGNORECASE)
+
 # A valid Host field (RFC 9110, 7.2, and RFC 3986, 3.2): a name or an address, and a port. Repeated fields
 # were joined with a comma, which no DNS name can contain.
 _HOST_FIELD = re.compile(
@@ -57,8 +60,8 @@ _HOSTS = 256
 _LONGEST_PATH = 1024
 _LONGEST_QUERY = 4096
 
-# Paths that registry clients request, where a request may cause a build or a look-up.
-_CLIENT_PREFIXES = ("/v2/", "/api/")
+# Paths that registry clients and Nix request, where a request may cause a build or a look-up.
+_CLIENT_PREFIXES = ("/v2/", "/api/", "/nix-cache/")
 
 # Values by which a browser says that no other site caused a request (HTML, Fetch Metadata).
 _OWN_SITE = frozenset({"same-origin", "none"})
@@ -145,6 +148,11 @@ def host(request: Request) -> str:
     return _UNKNOWN_HOST
 
 
+def is_local(host: str) -> bool:
+    """Whether only the machine itself reaches a host by this name."""
+    return _LOCAL.fullmatch(host) is not None
+
+
 def is_encrypted(request: Request) -> bool:
     """Whether the client used TLS: by the public URL, else by what a trusted proxy says, else with this server."""
     if request.public_url is not None:
@@ -220,6 +228,11 @@ def _is_cross_site(request: Request) -> bool:
         return False
     # Other sites may link to the pages, but must not load one as an image or a script.
     return request.path.startswith(_CLIENT_PREFIXES) or headers.get("sec-fetch-dest") != "document"
+
+
+def is_of_own_site(request: Request) -> bool:
+    """Whether no page of another site caused a request, as far as browsers say: old ones, and programs, say nothing."""
+    return request.headers.get("sec-fetch-site", "none") in _OWN_SITE
 
 
 def _is_own(request: Request, origin: str) -> bool:

@@ -1,8 +1,11 @@
 """Compressed answers: pages, documents of the API, and static files.
 
 The answers of the registry are not compressed: layers are already, and clients verify the bytes of manifests.
-A compressed answer leaks the secrets in it to an attacker who chooses other parts of it (BREACH). Pages and the
-API have no secrets and no sessions: every client that may send a request may read its whole answer.
+The length of a compressed answer leaks what is in it to an attacker who chooses another part of it, and sees the length
+on the network (BREACH). No answer has a secret such as a session or a token in its body: sessions are in cookies, forms
+need no tokens, and the pages of the login are not compressed. But with access rules, pages show names that only their
+reader may see, beside a search text or a path that anyone can choose in a link. Such a request comes from a page of
+another site, and browsers say so: its answer is not compressed.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import zlib
 from dataclasses import replace
 
+from nixery.server.clients import is_of_own_site
 from nixery.server.http import BytesResponse, Request, Response, elements
 
 # Bytes below which the header fields would outweigh the saving.
@@ -55,7 +59,7 @@ async def compressed(request: Request, response: Response) -> Response:
     if len(response.content) < _SMALLEST or not kind.startswith(_TYPES):
         return response
     headers = {**response.headers, **_VARY}
-    if not accepts_gzip(request):
+    if not accepts_gzip(request) or not is_of_own_site(request):
         return replace(response, headers=headers)
     if len(response.content) <= _SMALL:
         content = gzipped(response.content, _LEVEL)

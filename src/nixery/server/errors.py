@@ -12,8 +12,10 @@ from nixery.errors import (
     LONGEST_MESSAGE,
     AccessDenied,
     AnswerTooLarge,
+    BinaryCacheFailed,
     BlobUnknown,
     BlobVerificationFailed,
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
     BuildNotAllowed,
@@ -27,10 +29,12 @@ from nixery.errors import (
     LoginRequired,
     ManifestUnknown,
     NameUnknown,
+    NarRefused,
     NixeryError,
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
+    NotIndexed,
     NotVisible,
     PackageSetChanged,
     PackagesUnavailable,
@@ -42,6 +46,7 @@ from nixery.errors import (
     SourceUnreachable,
     StorageError,
     StorageFull,
+    StorePathUnknown,
     TagUnknown,
     TooBusy,
     UnsafeContents,
@@ -64,6 +69,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     BuildNotAllowed: (404, "MANIFEST_UNKNOWN"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
+    StorePathUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     TagUnknown: (404, "MANIFEST_UNKNOWN"),
     PackageUnknown: (404, "NAME_UNKNOWN"),
@@ -78,10 +84,16 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # three times. Not 404: containerd would show only the status, and a package that cannot be built is not a
     # missing one.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
+    # Likewise; and a client that retries would start the build that was just ended.
+    BuildCancelled: (422, "MANIFEST_UNKNOWN"),
     # The package set is the cause, as for a failed build.
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
+    BinaryCacheFailed: (503, "UNKNOWN"),
+    # A binary cache. As for a failed build: people have to see the message.
+    NarRefused: (422, "MANIFEST_UNKNOWN"),
+    NotIndexed: (422, "MANIFEST_UNKNOWN"),
     # Nix. As for a failed build: clients show nothing of a 504 but its number.
     NixTimedOut: (422, "MANIFEST_UNKNOWN"),
     BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),
@@ -119,7 +131,7 @@ _HEADINGS = {
 }
 
 # Errors for which the log of the build has more than the message.
-_WITH_LOG = (BuildFailed, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
+_WITH_LOG = (BuildFailed, BuildCancelled, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
 
 # Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
@@ -145,6 +157,8 @@ def heading(error: NixeryError) -> str:
         return "The build took too long"
     if isinstance(_cause(error), QuotaExceeded):
         return "Quota exceeded"
+    if isinstance(_cause(error), BuildCancelled):
+        return "The build was cancelled"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 

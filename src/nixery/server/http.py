@@ -271,6 +271,7 @@ class AnswerProtocol(Protocol):
         self, status: int, headers: Fields, file: str, start: int, end: int, /
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
+    async def client_disconnect(self) -> None: ...  # noqa: D102 -- returns once the client has left
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
 

@@ -216,7 +216,7 @@ class Login:
         if not 0 < len(code) <= _LONGEST_CODE:
             raise CredentialsRefused("the issuer sent no code; log in again")
         async with self._callbacks.slot():
-            return await self._issuers.finish_login(pending.flow, code)
+            return await self._issuers.finish_login(pending.flow, code, answer.get("iss"))
 
     def _sealed_session(self, issuer: str, identity: Identity) -> str:
         session = _Session(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from nixery.access.identity import Identity
-from nixery.request_context import INTERNAL, Client, RequestContext, RequestIds, enter_request
+from nixery.request_context import INTERNAL, Client, RequestContext, RequestIds, Wait, enter_request
 from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
 from nixery.server.http import Request, Response, Scope
 from nixery.telemetry.metrics import RequestCounts
@@ -26,6 +27,7 @@ _FIRST = {
     "builds": "page",
     "healthz": "health",
     "images": "page",
+    "nix-cache": "nix_cache",
     "packages": "page",
     "metrics": "metrics",
     "readyz": "health",
@@ -53,23 +55,30 @@ _log = structlog.get_logger("nixery.request")
 class Observed(RequestContext):
     """A request that is being answered. One object with few attributes, since every request makes one."""
 
-    __slots__ = ("_clients", "_headers", "scope", "span", "started")
+    __slots__ = ("_clients", "_disconnect", "_headers", "_identity", "_watching", "scope", "span", "started")
 
     def __init__(self, identity: str, scope: Scope, headers: Mapping[str, str], clients: Clients) -> None:
         self.id = identity
         self.waited = False
         self.abandoned = False
+        self.refused = None
         self.started = perf_counter()
         self.scope: Scope | None = scope
         self.span: RequestSpan | None = None
         self._client = None
+        self._identity: Identity | None = None
         self._waits = None
         self._headers: Mapping[str, str] | None = headers
+        self._disconnect: Callable[[], Awaitable[None]] | None = None
+        self._watching: asyncio.Future[None] | None = None
         self._clients = clients
 
     @property
     def client(self) -> Client:
         """The client of the request. Computed on demand, since answers from memory do not need it."""
+        if self._client is None and self._identity is not None:
+            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
+            self._client = Client(f"user:{self._identity}")
         if self._client is None:
             if self.scope is None or self._headers is None:
                 return INTERNAL  # background work that no client waits for
@@ -91,12 +100,32 @@ class Observed(RequestContext):
     def identify(self, identity: Identity) -> None:
         """Count the request for somebody who identified themselves, rather than for their address."""
         if not identity.is_anonymous:
-            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
-            self._client = Client(f"user:{identity}")
+            # A client that was asked for before, to check the credentials, is that of the address.
+            self._identity, self._client = identity, None
+
+    def watch(self, disconnect: Callable[[], Awaitable[None]]) -> None:
+        """Stop waiting when the client resets the stream of the request: its connection stays open.
+
+        Args:
+            disconnect: returns once the client has done so.
+        """
+        self._disconnect = disconnect
+
+    def track(self, wait: Wait) -> None:
+        """See ``RequestContext``. Most requests wait for nothing, so the client is watched from the first wait on."""
+        super().track(wait)
+        if self._disconnect is not None and self._watching is None:
+            self._watching = asyncio.ensure_future(self._abandon_after(self._disconnect))
+
+    async def _abandon_after(self, disconnect: Callable[[], Awaitable[None]]) -> None:
+        await disconnect()
+        self.abandon()
 
     def release(self) -> None:
         """Drop the web server's request and the header fields: timers and builds may keep this object for long."""
-        self.scope = self._headers = None
+        self.scope = self._headers = self._disconnect = None
+        if self._watching is not None:
+            self._watching.cancel()
 
 
 class Observation:

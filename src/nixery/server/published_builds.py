@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_refusal
 from nixery.builds.history import BuildHistory, BuildReport, Line
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidName, TooBusy
@@ -81,7 +81,10 @@ class PublishedBuilds:
                 report = await self._history.find(build)
         else:
             report = await self._history.find(build)
-        return report and self._visible(report)
+        visible = report and self._visible(report)
+        if report is not None and visible is None:
+            note_refusal(Right.SEE_BUILDS, report.name, f"no rule allows them to see build {report.id}")
+        return visible
 
     async def refresh(self) -> None:
         """Have ``recent`` include the builds of the other servers; wait a second for them at most."""
@@ -146,14 +149,9 @@ class PublishedBuilds:
                 del self._followers[client]
 
     def _visible(self, report: BuildReport) -> BuildReport | None:
-        access = current_access()
-        if not access.is_restricted:
+        if not current_access().is_restricted:
             return self._shown(report)
-        try:
-            requests = requests_for(report.name, (Platform.parse(report.platform),))
-        except (InvalidName, ValueError):
-            return None  # of another server, which may have written anything
-        return report if access.allows(Right.SEE_BUILDS, requests, report.tag or "latest") else None
+        return report if is_allowed(Right.SEE_BUILDS, report) else None
 
     def _shown(self, report: BuildReport) -> BuildReport:
         if self.shows_names:
@@ -178,6 +176,15 @@ class PublishedBuilds:
                 "request_id": None,
             }
         )
+
+
+def is_allowed(right: Right, report: BuildReport) -> bool:
+    """Whether the asker has a right over the image of a build."""
+    try:
+        requests = requests_for(report.name, (Platform.parse(report.platform),))
+    except (InvalidName, ValueError):
+        return False  # of another server, which may have written anything
+    return current_access().allows(right, requests, report.tag or "latest")
 
 
 async def _next_change(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:

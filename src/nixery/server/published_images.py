@@ -17,6 +17,9 @@ from nixery.storage.catalogue import Catalogue
 # Names of a page.
 _PAGE = 50
 
+# Names that are searched for one with a package further behind in it.
+_SEARCHED = 1000
+
 # Characters of a text that names are compared with; no name is longer.
 _LONGEST = 255
 
@@ -32,7 +35,8 @@ class FoundImages:
     """A page of names.
 
     Attributes:
-        names: in ASCII order.
+        names: in ASCII order; on the first page, those with a package that begins with the text come after those that
+            begin with it themselves.
         after: the name after which the next page begins; ``None`` for the last page.
     """
 
@@ -54,7 +58,7 @@ class PublishedImages:
         self.public = public
 
     async def page(self, beginning: str, after: str) -> FoundImages:
-        """Return names that begin with a text.
+        """Return names that begin with a text; on the first page also others with a package that does, if there is room.
 
         Args:
             beginning: of the names; empty for all.
@@ -81,4 +85,10 @@ class PublishedImages:
 
         async with self._slots.slot():
             found = await visible_entries(read, is_visible, max(after, before), _PAGE + 1)
-        return FoundImages(found[:_PAGE], found[_PAGE - 1] if len(found) > _PAGE else None)
+            if len(found) > _PAGE:
+                return FoundImages(found[:_PAGE], found[_PAGE - 1])
+            others: list[str] = []
+            if beginning and not after:
+                searched = await visible_entries(self._catalogue.names, is_visible, "", _SEARCHED)
+                others = [name for name in searched if f"/{beginning}" in name and name not in found]
+        return FoundImages([*found, *others][:_PAGE], None)

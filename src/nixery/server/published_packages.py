@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nixery.access.identity import Right
-from nixery.access.policy import current_access
+from nixery.access.policy import current_access, note_refusal
 from nixery.builds.index_records import PackageVersion, Progress
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.slots import Slots
-from nixery.errors import InvalidReference, NixeryError, PackageUnknown, TooBusy
+from nixery.errors import InvalidReference, NixeryError, NotVisible, PackageUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference
 from nixery.nix.packages import Attribute, MetaPackageFound, Package
 from nixery.plain_text import shortened
@@ -73,12 +73,14 @@ class PackageSetSummary:
         since: when this server began to serve that state, in seconds since the epoch.
         name: of the distribution, in its own words; empty if it is unknown.
         progress: of the index; ``None`` before the names are listed.
+        is_only: whether the source has no other state, whatever the tag.
     """
 
     pin: Pin
     since: float
     name: str
     progress: Progress | None
+    is_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class PublishedPackages:
         near: Sequence[str] = ()
         if limit:
             async with self._slots.slot():
-                found = await asyncio.to_thread(_search, names, text, limit)
+                found = await asyncio.to_thread(_search, names, text, limit, tag)
                 if not found or (suggest and not _is_name(text, found)):
                     near = await self._near(tag, text.strip())
                 if not found:
@@ -196,7 +198,8 @@ class PublishedPackages:
                     near = ()
         # How many names there are that somebody may pull is not known: that would take a decision for each.
         total = len(found) if current_access().is_restricted else len(names)
-        return FoundPackages([one for one in found if _is_visible(one.name)], total, _shown(progress), near)
+        found = [one for one in found if _is_visible(one.name, tag)]
+        return FoundPackages(found, total, _shown(progress, tag), near)
 
     async def summary(self) -> PackageSetSummary | None:
         """Summarise the package set of the default tag; ``None`` before the first look-up of that tag.
@@ -212,7 +215,8 @@ class PublishedPackages:
                     facts = await self._index.facts(state.pin)
                 if facts or state.progress.is_complete:
                     self._names = {state.pin: _name_of(facts)}
-        return PackageSetSummary(state.pin, state.since, self._names.get(state.pin, ""), state.progress)
+        name = self._names.get(state.pin, "")
+        return PackageSetSummary(state.pin, state.since, name, state.progress, state.is_only)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
         """Return the meta-packages; ``None`` if the package set is still being listed.
@@ -227,7 +231,7 @@ class PublishedPackages:
             return None
         async with self._descriptions.slot():
             found = await self._index.meta_packages(tag)
-        return MetaPackages([one for one in found if _is_visible(one[0])], progress)
+        return MetaPackages([one for one in found if _is_visible(one[0], tag)], progress)
 
     async def check(self, tag: str, names: Sequence[str]) -> Sequence[CheckedName]:
         """Check whether the package set of a tag has some names; of more than ``MOST_CHECKED``, the first ones.
@@ -242,7 +246,7 @@ class PublishedPackages:
         names = names[:MOST_CHECKED]
         for name, found in zip(names, await self._index.look_up(tag, names), strict=True):
             near: Sequence[str] = ()
-            if not _is_visible(name):
+            if not _is_visible(name, tag):
                 checked.append(CheckedName(name, exists=False))
                 continue
             if found.exists is False and left:
@@ -255,7 +259,7 @@ class PublishedPackages:
     async def _near(self, tag: str, name: str) -> Sequence[str]:
         is_searched = _FUZZY <= len(name) <= _LONGEST_FUZZY and name.isprintable()
         near = await self._index.near_names(tag, name.lower()) if is_searched else ()
-        return [one for one in near if _is_visible(one)]
+        return [one for one in near if _is_visible(one, tag)]
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
         """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.
@@ -270,32 +274,43 @@ class PublishedPackages:
         if progress is None:
             return None
         async with self._descriptions.slot():
-            found = await self._index.attribute(tag, name) if _is_visible(name) else None
+            is_visible = _is_visible(name, tag)
+            if not is_visible:
+                note_refusal(Right.PULL, name, "no rule allows them to pull this package")
+            found = await self._index.attribute(tag, name) if is_visible else None
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
             async with self._slots.slot():
                 near = await self._near(tag, name)
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
-        return PackageDetails(package, attribute, versions, progress)
+        return PackageDetails(package, attribute, visible_versions(name, versions), progress)
 
 
-def _shown(progress: Progress) -> Progress:
+def visible_versions(name: str, versions: Sequence[PackageVersion]) -> Sequence[PackageVersion]:
+    """Return the versions of a package at tags at which the asker may pull it."""
+    access = current_access()
+    if not access.is_restricted:
+        return versions
+    return [one for one in versions if access.allows_package(Right.PULL, name, one.tag or one.revision)]
+
+
+def _shown(progress: Progress, tag: str) -> Progress:
     """Return the progress without the failures of attributes that the asker may not pull."""
     if not current_access().is_restricted:
         return progress
-    return replace(progress, failures=tuple(one for one in progress.failures if _is_visible(one[0])))
+    return replace(progress, failures=tuple(one for one in progress.failures if _is_visible(one[0], tag)))
 
 
-def _is_visible(name: str) -> bool:
-    return current_access().allows_package(Right.PULL, name)
+def _is_visible(name: str, tag: str) -> bool:
+    return current_access().allows_package(Right.PULL, name, tag)
 
 
-def _search(names: PackageSearch, text: str, limit: int) -> Sequence[FoundPackage]:
+def _search(names: PackageSearch, text: str, limit: int, tag: str) -> Sequence[FoundPackage]:
     """Find packages that the asker may pull; rules may hide most of the best ones, so more are searched."""
     if not current_access().is_restricted:
         return names.search(text, limit)
-    return [found for found in names.search(text, LARGEST_LIMIT) if _is_visible(found.name)][:limit]
+    return [found for found in names.search(text, LARGEST_LIMIT) if _is_visible(found.name, tag)][:limit]
 
 
 def _is_name(text: str, found: Sequence[FoundPackage]) -> bool:
@@ -327,6 +342,11 @@ def _tag(request: Request) -> str:
 def _valid(tag: str) -> str:
     match parse_reference(tag):
         case Tag(name=name):
+            access = current_access()
+            # Before the tag is looked up: the server would fetch and evaluate what it stands for. No 401, since a browser
+            # would ask for a password while a tag is typed.
+            if not access.allows_anything(Right.PULL, name):
+                raise NotVisible(str(access.identity), f"tag {name}")
             return name
         case _:
             raise InvalidReference(tag)

@@ -295,6 +295,9 @@ class _ClosingProtocol:
     def response_stream(self, status: int, headers: Fields) -> Transport:
         return self._protocol.response_stream(status, [*headers, _CLOSE])
 
+    async def client_disconnect(self) -> None:
+        await self._protocol.client_disconnect()
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         return aiter(self._protocol)
 

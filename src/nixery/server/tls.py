@@ -10,7 +10,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -52,8 +52,8 @@ _TRIAL_TIMEOUT = 30
 # one after the other.
 _LOOK_EVERY = 2.0
 
-# The time before the end of a certificate from which on the log warns.
-_EXPIRES_SOON = timedelta(days=7)
+# The time before the end of a certificate from which on the log warns, and the time between two warnings.
+_EXPIRES_SOON, _WARN_EVERY = timedelta(days=7), timedelta(days=1)
 
 _TRIAL = "import sys; from nixery.server.tls import serve_briefly; serve_briefly(*sys.argv[1:])"
 
@@ -234,8 +234,16 @@ def advice(credentials: Credentials, public_url: str | None, now: datetime | Non
     if host is not None and not credentials.covers(host):
         names = ", ".join(map(escaped, credentials.names[:5])) or "no name"
         yield f"{CERTIFICATE} is for {names}, and not for the host of NIXERY_PUBLIC_URL ({host}): clients refuse it"
-    if credentials.expires - (now or datetime.now(UTC)) < _EXPIRES_SOON:
-        yield f"the certificate in {CERTIFICATE} expires on {_day(credentials.expires)}; renew it"
+    if (end := _end(credentials, now or datetime.now(UTC))) is not None:
+        yield end
+
+
+def _end(credentials: Credentials, now: datetime) -> str | None:
+    """Return a line about the end of a certificate; ``None`` if that is far."""
+    if credentials.expires - now >= _EXPIRES_SOON:
+        return None
+    verb = "expired" if now > credentials.expires else "expires"
+    return f"the certificate in {CERTIFICATE} {verb} on {_day(credentials.expires)}; renew it"
 
 
 class CredentialsWatch:
@@ -245,22 +253,35 @@ class CredentialsWatch:
         files: to read.
         directory: for copies that the web server reads.
         public_url: that the certificate should be for.
+        clock: the present time.
     """
 
-    def __init__(self, files: TLSFiles, directory: Path, public_url: str | None) -> None:
+    def __init__(
+        self,
+        files: TLSFiles,
+        directory: Path,
+        public_url: str | None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._files = files
+        self._clock = clock
+        self._warned = clock()
         self.directory = directory
         self._public_url = public_url
         self._signature = files.signature
-        self.current = read_credentials(files)
+        self.current = read_credentials(files, clock())
         try_credentials(self.current, directory)
         self._advise()
 
     async def next(self) -> Credentials:
-        """Wait for other usable credentials, and return them. Logs a line for each change that is not usable."""
+        """Wait for other usable credentials, and return them.
+
+        Logs a line for each change that is not usable; and once a day, that the present certificate is about to expire.
+        """
         seen = self._signature
         while True:
             await asyncio.sleep(_LOOK_EVERY)
+            self._warn_of_end()
             found = await asyncio.to_thread(lambda: self._files.signature)
             is_stable, seen = found == seen, found
             if not is_stable or found == self._signature:
@@ -277,14 +298,24 @@ class CredentialsWatch:
                 return credentials
 
     def _read(self) -> Credentials:
-        credentials = read_credentials(self._files)
+        credentials = read_credentials(self._files, self._clock())
         if credentials != self.current:
             try_credentials(credentials, self.directory)
         return credentials
 
     def _advise(self) -> None:
-        for line in advice(self.current, self._public_url):
+        self._warned = self._clock()
+        for line in advice(self.current, self._public_url, self._warned):
             _log.warning("certificate", problem=line)
+
+    def _warn_of_end(self) -> None:
+        now = self._clock()
+        end = _end(self.current, now)
+        # The first time as soon as the end is near, unless the server has just started.
+        is_new = end is not None and _end(self.current, self._warned) is None
+        if end is not None and (is_new or now - self._warned >= _WARN_EVERY):
+            self._warned = now
+            _log.warning("certificate", problem=end)
 
 
 def _signature(path: Path | None) -> tuple[int, int, int] | None:

@@ -242,12 +242,24 @@ class ServerSettings(_Group):
         None, alias="NIXERY_TLS_CLIENT_CA"
     )
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
-    certificate of one of them. A certificate admits a connection, and identifies no user.
+    certificate of one of them. A certificate admits a connection, and identifies no user; behind a proxy, [it
+    can](access.md#client-certificates).
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and
     `_catalog` and `tags/list` answer 403.
+    """
+    serve_cache: bool = Field(False, alias="NIXERY_SERVE_CACHE")
+    """Whether the server is also a [binary cache](../how-to/debug-an-image-as-a-nix-closure.md) of Nix, below
+    `/nix-cache/`, for the store paths of its images.
+    """
+    cache_key_file: Annotated[Path | None, Doc(default="a key in the storage")] = Field(
+        None, alias="NIXERY_CACHE_KEY_FILE"
+    )
+    """File with the secret key that signs the paths of the binary cache, as `nix-store
+    --generate-binary-cache-key` writes it. Without it, the first server writes a key to the storage, and all
+    servers of the storage share it.
     """
     failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
     """Time for which the server remembers a failed build, or a failed listing of a package set, and
@@ -595,6 +607,11 @@ class NixSettings(_Group):
     nix_sandbox: Literal["auto", "on", "off"] = Field("auto", alias="NIXERY_NIX_SANDBOX")
     """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
     builders could take over the server, it listens on other addresses than loopback only with `off`.
+    """
+    substitute: Literal["nix", "direct"] = Field("nix", alias="NIXERY_SUBSTITUTE")
+    """How store paths come from the [binary caches](../explanation/binary-caches.md) of Nix's configuration:
+    with `nix`, Nix fetches them into its store; with `direct`, the server reads them without a store, and
+    fetches nothing for layers that are stored already. Images are the same to the byte.
     """
     allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
     """Whether an evaluation may build derivations and read them (import from derivation)."""

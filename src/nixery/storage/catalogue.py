@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -55,6 +57,12 @@ _MOST_READ = KINDS[TAGS_IN_ORDER].most
 # Records that are read or moved at the same time: in a bucket, each takes a round trip.
 _CONCURRENT = 16
 
+# Tags of a manifest that its record keeps, the last used ones: rules may allow one, and no other.
+MOST_TAGS = 32
+
+# Keys that are listed to find the last manifests of a name.
+_LISTED = 4000
+
 # Descriptors in a list of referrers, and bytes of their records, at most: clients accept no larger index.
 _REFERRERS, _MOST_REFERRER_BYTES = 1000, 4 * 1024 * 1024
 
@@ -67,6 +75,16 @@ class TagRecord(BaseModel):
     name: str
     tag: str
     digest: str
+
+
+class NameRecord(TagRecord):
+    """A manifest or an index that a name stood for, and the tags under which it did.
+
+    Attributes:
+        others: tags besides ``tag``, the last one. Earlier versions neither read nor write them.
+    """
+
+    others: tuple[str, ...] = Field((), max_length=MOST_TAGS - 1)
 
 
 class ReferrerRecord(BaseModel):
@@ -96,7 +114,10 @@ class Catalogue:
         self._records = records
         self._clock = clock
         self._recorded: LRUCache[tuple[str, str], tuple[Digest, float]] = LRUCache(_RECORDED_CAPACITY)
-        self._named: LRUCache[tuple[str, Digest], float] = LRUCache(_RECORDED_CAPACITY)
+        # Tags under which a name stood for a manifest, as far as this process wrote them, and when it last did.
+        self._named: LRUCache[tuple[str, Digest], tuple[tuple[str, ...], float]] = LRUCache(
+            _RECORDED_CAPACITY
+        )
         self._is_migrated = False
         # Reads all records of the kind TAGS, once.
         self._reading: asyncio.Task[Mapping[str, TagRecord | None]] | None = None
@@ -121,12 +142,18 @@ class Catalogue:
         return recorded == manifest and self._clock() - when < _RENEW_AFTER
 
     async def _record(self, record: TagRecord) -> bool:
-        return await self._write(TAGS_IN_ORDER, _key(record.name, record.tag), record)
-
-    async def _write(self, kind: str, key: str, record: TagRecord) -> bool:
-        content = record.model_dump_json().encode()
+        key = _key(record.name, record.tag)
         try:
-            if await self._records.get(kind, key) == content:
+            present = await self._records.get(TAGS_IN_ORDER, key)
+        except StorageError as error:
+            _log.warning("cannot record a tag", name=record.name, tag=record.tag, reason=str(error))
+            return False
+        return await self._write(TAGS_IN_ORDER, key, record, present)
+
+    async def _write(self, kind: str, key: str, record: TagRecord, present: bytes | None) -> bool:
+        content = record.model_dump_json(exclude_defaults=True).encode()
+        try:
+            if present == content:
                 await self._records.renew(kind, key, content)
             else:
                 await self._records.put(kind, key, content)
@@ -140,14 +167,38 @@ class Catalogue:
 
         If that fails, no pull does; a later one records it.
         """
-        known = self._named.get((name, manifest))
-        if known is not None and self._clock() - known < _RENEW_AFTER:
+        known, when = self._named.get((name, manifest)) or ((), 0.0)
+        if tag in known and self._clock() - when < _RENEW_AFTER:
             return
-        self._named.put((name, manifest), self._clock(), len(name))
+        self._note_tags(name, manifest, (tag, *known))
         canonical = canonical_name(name)
-        record = TagRecord(name=canonical, tag=tag, digest=str(manifest))
-        if not await self._write(IMAGE_NAMES, _hash(canonical) + manifest.hex, record):
-            self._named.discard((name, manifest))
+        key = _hash(canonical) + manifest.hex
+        written: frozenset[str] = frozenset()
+        # Requests at the same time write the same record, and the last write wins: the one that ends last has to have
+        # the tags of all of them.
+        while not written.issuperset(noted := self._noted_tags(name, manifest) or (tag,)):
+            try:
+                present = await self._records.get(IMAGE_NAMES, key)
+            except StorageError as error:
+                _log.warning("cannot record a tag", name=canonical, tag=tag, reason=str(error))
+                self._named.discard((name, manifest))
+                return
+            stored = _tags_of(canonical, manifest, present)
+            # A record that has the tags stays as it is, and is renewed: servers would change the order forever.
+            tags = stored if set(noted) <= set(stored) else _merged(noted, stored)
+            record = NameRecord(name=canonical, tag=tags[0], digest=str(manifest), others=tags[1:])
+            if not await self._write(IMAGE_NAMES, key, record, present):
+                self._named.discard((name, manifest))
+                return
+            written = frozenset(tags)
+
+    def _noted_tags(self, name: str, manifest: Digest) -> tuple[str, ...]:
+        tags, _ = self._named.get((name, manifest)) or ((), 0.0)
+        return tags
+
+    def _note_tags(self, name: str, manifest: Digest, tags: Iterable[str]) -> None:
+        merged = _merged(tags)
+        self._named.put((name, manifest), (merged, self._clock()), len(name) + sum(map(len, merged)))
 
     async def tags(self, name: str, after: str, limit: int) -> list[str]:
         """Return some tags that were built for a name, in ASCII order.
@@ -179,37 +230,36 @@ class Catalogue:
                     found.append(named[1])
         return sorted({*found, *old})[:limit] if old else found
 
-    async def manifests(self, name: str, limit: int) -> list[tuple[Digest, str]]:
-        """Return manifests and indexes that a name stood for, each with one of its tags, in the order of their digests.
+    async def manifests(self, name: str, limit: int) -> list[tuple[Digest, tuple[str, ...]]]:
+        """Return the manifests and indexes that a name last stood for, each with its tags, the latest first.
 
         Raises:
             StorageError: the storage cannot be listed.
         """
         prefix = _hash(canonical_name(name))
-        keys: list[str] = []
+        entries: list[tuple[float, str]] = []
         async with aclosing(self._records.scan(IMAGE_NAMES, prefix)) as listing:
             async for listed in listing:
-                keys.append(listed.key)
-                if len(keys) == limit:
+                entries.append((listed.modified, listed.key))
+                if len(entries) == _LISTED:
                     break
-        found: list[tuple[Digest, str]] = []
+        keys = [key for _, key in heapq.nlargest(limit, entries)]
+        found: list[tuple[Digest, tuple[str, ...]]] = []
         for start in range(0, len(keys), _CONCURRENT):
             some = [Digest(key.removeprefix(prefix)) for key in keys[start : start + _CONCURRENT]]
-            tags = await asyncio.gather(*(self.tag_of(name, digest) for digest in some))
-            found += [(digest, tag) for digest, tag in zip(some, tags, strict=True) if tag is not None]
+            tags = await asyncio.gather(*(self.tags_of(name, digest) for digest in some))
+            found += [(digest, its) for digest, its in zip(some, tags, strict=True) if its]
         return found
 
-    async def tag_of(self, name: str, digest: Digest) -> str | None:
-        """Return a tag under which a name stood for a manifest or an index; ``None`` if it never did.
+    async def tags_of(self, name: str, digest: Digest) -> tuple[str, ...]:
+        """Return the last tags under which a name stood for a manifest or an index; none if it never did.
 
         Raises:
             StorageError: the storage cannot be read.
         """
         canonical = canonical_name(name)
         content = await self._records.get(IMAGE_NAMES, _hash(canonical) + digest.hex)
-        record = decode(TagRecord.model_validate_json, content)
-        is_ours = record is not None and (record.name, record.digest) == (canonical, str(digest))
-        return record.tag if record is not None and is_ours else None
+        return _tags_of(canonical, digest, content)
 
     async def names(self, after: str, limit: int) -> list[str]:
         """Return some names of images that were built, in ASCII order, one for each image.
@@ -283,6 +333,15 @@ class Catalogue:
             if record is not None and record.digest == f"sha256:{key.removeprefix(subject.hex)}":
                 found.append(record.model_dump(by_alias=True, exclude_unset=True))
         return found
+
+    async def is_referrer(self, subject: Digest, digest: Digest) -> bool:
+        """Whether a manifest is attached to another one.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        record = decode(_read_referrer, await self._records.get(REFERRERS, subject.hex + digest.hex))
+        return record is not None and record.digest == str(digest)
 
     async def migrate(self) -> int:
         """Move the tags of a storage of version 1 to where they are listed; return how many there were.
@@ -373,6 +432,18 @@ def _name_and_tag(key: str) -> tuple[str, str] | None:
     except (ValueError, InvalidName, InvalidDigest, InvalidReference):
         return None
     return (name, tag) if is_ours else None
+
+
+def _tags_of(name: str, manifest: Digest, content: bytes | None) -> tuple[str, ...]:
+    """Return the tags of a record of the kind IMAGE_NAMES; none if it is missing, torn, or of another manifest."""
+    record = decode(NameRecord.model_validate_json, content)
+    if record is None or (record.name, record.digest) != (name, str(manifest)):
+        return ()
+    return _merged((record.tag, *record.others))
+
+
+def _merged(*tags: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain(*tags)))[:MOST_TAGS]
 
 
 def _read_referrer(content: bytes) -> ReferrerRecord:

@@ -14,8 +14,10 @@ from nixery.storage.records import (
     API_TOKEN_USES,
     API_TOKENS,
     BUILD_PROGRESS,
+    CACHE_KEYS,
     COLLECTIONS,
     KINDS,
+    QUOTA_USAGE,
     SIGNING_KEYS,
 )
 
@@ -23,7 +25,8 @@ from nixery.storage.records import (
 COPIED = tuple(
     kind
     for kind in KINDS
-    if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS}
+    if kind
+    not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS, CACHE_KEYS, QUOTA_USAGE}
 )
 
 # Copied on demand: a copy that runs again would restore tokens that were revoked in the target, and a copy for tests

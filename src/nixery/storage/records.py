@@ -95,10 +95,14 @@ TAGS_IN_ORDER = "tags-in-order"
 REFERRERS = "referrers"
 IMAGE_NAMES = "image-names"
 SIGNING_KEYS = "signing-keys"
+CACHE_KEYS = "cache-keys"
 USES = "uses"
 COLLECTIONS = "collections"
 API_TOKENS = "api-tokens"
 API_TOKEN_USES = "api-token-uses"  # noqa: S105 -- a kind
+QUOTA_USAGE = "quota-usage"
+SUBSTITUTED_CLOSURES = "substituted-closures"
+NAR_LISTINGS = "nar-listings"
 # Of storages of version 1 (nixery.storage.catalogue).
 TAGS = "tags"
 
@@ -120,16 +124,25 @@ KINDS: Mapping[str, RecordKind] = {
     TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
     TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
     REFERRERS: RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
-    IMAGE_NAMES: RecordKind(1 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    # A name, a digest and up to 32 tags of 128 characters.
+    IMAGE_NAMES: RecordKind(8 * _KIB, 250_000, 365 * _DAY, commas=64, leads_to_blobs=True),
     # Of the token service. New servers would make new ones, and clients get new tokens.
     SIGNING_KEYS: RecordKind(4 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
+    # Of the binary cache. Clients would have to trust a new one, so that age and number delete none in practice.
+    CACHE_KEYS: RecordKind(1 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
     USES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
     # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
     COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
     # Cannot be made again: exempt from the bounds of number and age, which `access.api_tokens` enforces.
     API_TOKENS: RecordKind(32 * _KIB, 5000, 3650 * _DAY, commas=2000, leads_to_blobs=True),
+    # What binary caches have said of the closure of a store path; by the hash of the path.
+    SUBSTITUTED_CLOSURES: RecordKind(4 * _MIB, 50_000, 365 * _DAY),
+    # The names in a store path; by the hash of its NAR.
+    NAR_LISTINGS: RecordKind(8 * _MIB, 250_000, 365 * _DAY),
     # By their times, the last uses of tokens.
     API_TOKEN_USES: RecordKind(64, 10_000, 3650 * _DAY, leads_to_blobs=True),
+    # Of each server that had something built within a day.
+    QUOTA_USAGE: RecordKind(256 * _KIB, 1000, _DAY, commas=10_000, leads_to_blobs=True),
 }
 
 

@@ -39,6 +39,7 @@ from nixery.builds.events import (
 from nixery.builds.index_records import Progress
 from nixery.caching import CacheCounts
 from nixery.errors import (
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildError,
     EvaluationFailed,
@@ -81,6 +82,7 @@ _OUTCOMES: Mapping[type[NixeryError], str] = {
     StorageError: "storage_error",
     TooBusy: "refused",
     QuotaExceeded: "refused",
+    BuildCancelled: _CANCELLED,
     ShuttingDown: _CANCELLED,
     NixeryError: "other",
 }
@@ -135,6 +137,10 @@ class Metrics:
     def watch_index(self, progress: Callable[[], Progress | None]) -> None:
         """Add the progress of the package index."""
         self._registry.register(IndexCollector(progress))
+
+    def watch_certificate(self, expires: Callable[[], float | None]) -> None:
+        """Add the end of the server's certificate, in seconds since the epoch; ``None`` without TLS."""
+        self._registry.register(CertificateCollector(expires))
 
     def families(self) -> Iterator[Metric]:
         """Yield all metrics with their current values."""
@@ -335,6 +341,24 @@ class IndexCollector(Collector):
             family.add_metric(("evaluated",), progress.evaluated - progress.failed)
             family.add_metric(("failed",), progress.failed)
             family.add_metric(("waiting",), progress.attributes - progress.evaluated)
+        yield family
+
+
+class CertificateCollector(Collector):
+    """The end of the certificate that the server serves, which may be renewed."""
+
+    def __init__(self, expires: Callable[[], float | None]) -> None:
+        self._expires = expires
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the present one."""
+        family = GaugeMetricFamily(
+            "nixery_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of the server expires, in seconds since the epoch; no series without TLS.",
+        )
+        expires = self._expires()
+        if expires is not None:
+            family.add_metric((), expires)
         yield family
 
 

@@ -16,14 +16,28 @@ _CONFIGURATION = """\
 version = 2
 root = "{directory}/root"
 state = "{directory}/state"
-# The plugins for Kubernetes, which are not needed; there are three since version 2.
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+{plugins}
 [grpc]
 address = "{directory}/containerd.sock"
 [debug]
 address = "{directory}/debug.sock"
 [ttrpc]
 address = "{directory}/ttrpc.sock"
+"""
+
+# The plugins for Kubernetes; there are three since version 2.
+_WITHOUT_CRI = """\
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+"""
+
+# Without profiles of AppArmor, which the tests' machine may not let it load. Later versions read this form, too.
+_CRI = """
+[plugins."io.containerd.grpc.v1.cri"]
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+conf_dir = "{directory}/cni"
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{directory}/hosts"
 """
 
 _HOSTS = """\
@@ -47,6 +61,7 @@ class Containerd:
         self.shell = shell
         self.command = ("ctr", "--address", str(socket))
         self._hosts = hosts
+        self._socket = socket
 
     def versions(self) -> Mapping[str, str]:
         """See ``Client.versions``."""
@@ -77,16 +92,36 @@ class Containerd:
         name = f"nixery-acceptance-{uuid.uuid4().hex}"
         return self._ask("run", "--rm", "--snapshotter", "overlayfs", reference, name, *command)
 
+    def cri_command(self, crictl: Path) -> tuple[str, ...]:
+        """Return the beginning of the commands of ``crictl``."""
+        configuration = self.shell.directory / "crictl.yaml"
+        endpoint = f"unix://{self._socket}"
+        configuration.write_text(
+            f"runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: {PULL}\n"
+        )
+        return (str(crictl), "--config", str(configuration))
+
+    def write_hosts(self, host: str, text: str) -> tuple[str, ...]:
+        """Write ``hosts.toml`` for a host; return the options for ``ctr images pull`` that have it read."""
+        directory = self._hosts / host
+        directory.mkdir(exist_ok=True)
+        (directory / "hosts.toml").write_text(text)
+        return ("--hosts-dir", str(self._hosts))
+
     def _ask(self, *arguments: str) -> str:
         return self.shell.ask(*self.command, *arguments)
 
 
 @contextmanager
-def running_containerd(directory: Path, mirror: int) -> Iterator[Containerd]:
-    """Run a containerd with its state in a directory; its hosts file names a registry on this machine as a mirror."""
+def running_containerd(directory: Path, mirror: int, *, for_kubernetes: bool = False) -> Iterator[Containerd]:
+    """Run a containerd with its state in a directory; its hosts file names a registry on this machine as a mirror.
+
+    With ``for_kubernetes``, it has the Container Runtime Interface.
+    """
     shell = Shell(directory)
     configuration, socket = directory / "config.toml", directory / "containerd.sock"
-    configuration.write_text(_CONFIGURATION.format(directory=directory))
+    text = _CONFIGURATION.format(directory=directory, plugins="" if for_kubernetes else _WITHOUT_CRI)
+    configuration.write_text(text + (_CRI.format(directory=directory) if for_kubernetes else ""))
     host = Containerd.mirrored
     hosts = directory / "hosts"
     (hosts / f"{host}").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +19,38 @@ class Kaniko:
 
     podman: Podman
 
+    @staticmethod
+    def version() -> str:
+        """The version that set-up compiled."""
+        return PROGRAM.with_name("version").read_text().strip().rpartition("@")[2]
+
     def build(self, context: Path, name: str) -> Outcome:
         """Build the image of a directory with a Dockerfile."""
         directory = self.podman.shell.directory / "kaniko"
-        root, archive = directory / "root", directory / "made" / "image.tar"
-        root.mkdir(parents=True)
-        archive.parent.mkdir()
-        mounts = {PROGRAM: "/kaniko/executor:ro", context: "/workspace:ro", archive.parent: "/made"}
-        outcome = self.podman.shell.call(
-            (
-                *(*self.podman.podman, "run", "--rm", "--network=host", *LOW_LIMITS),
-                *(f"--volume={source}:{place}" for source, place in mounts.items()),
-                *("--rootfs", str(root)),
-                *("/kaniko/executor", "--force", "--insecure-pull", "--context=dir:///workspace"),
-                *("--no-push", f"--destination=localhost/{name}", f"--tar-path=/made/{archive.name}"),
-            ),
-            PULL,
-        )
+        archive = directory / "made" / "image.tar"
+        archive.parent.mkdir(parents=True)
+        command = self.command(directory, context, name, {archive.parent: "/made"})
+        outcome = self.podman.shell.call((*command, f"--tar-path=/made/{archive.name}"), PULL)
         return outcome if outcome.status else self.podman.load(archive)
+
+    def command(self, directory: Path, context: Path, name: str, mounts: Mapping[Path, str]) -> Sequence[str]:
+        """Return the command that builds the image of a directory with a Dockerfile.
+
+        Args:
+            directory: gets the root of the container.
+            context: with the Dockerfile.
+            name: of the image.
+            mounts: further ones of the container.
+        """
+        root = directory / "root"
+        root.mkdir(parents=True)
+        every = {PROGRAM: "/kaniko/executor:ro", context: "/workspace:ro", **mounts}
+        return (
+            *(*self.podman.podman, "run", "--rm", "--network=host", *LOW_LIMITS),
+            # As the official image sets it.
+            "--env=DOCKER_CONFIG=/kaniko/.docker",
+            *(f"--volume={source}:{place}" for source, place in every.items()),
+            *("--rootfs", str(root)),
+            *("/kaniko/executor", "--force", "--insecure-pull", "--context=dir:///workspace"),
+            *("--no-push", f"--destination=localhost/{name}"),
+        )

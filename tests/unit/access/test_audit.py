@@ -15,13 +15,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from nixery.access.audit import AuditLog
-from nixery.access.identity import Identity, Kind, Right
+from nixery.access.identity import Identity, Kind
 from nixery.access.policy import Access, enter_access
 from nixery.builds.events import Build, Started, Stored
 from nixery.errors import SettingsError
 from nixery.image.name import parse_image_name
 from nixery.oci.digest import Digest
-from nixery.request_context import Client, RequestContext, enter_request
+from nixery.request_context import Client, Refusal, RequestContext, enter_request
 from nixery.server.clients import Clients
 from nixery.server.http import Scope
 from nixery.server.observation import Observed
@@ -72,7 +72,7 @@ def path(tmp_path: Path) -> Path:
 def test_an_event_says_who_did_what_from_where(path: Path) -> None:
     with audit_log(path) as log:
         as_request(lambda: log.pulled("shell/git", "latest", str(DIGEST)))
-        as_request(lambda: log.refused(Right.BUILD, "curl", "not allowed"))
+        as_request(lambda: log.refused(Refusal("build", "curl", "not allowed")))
         as_request(lambda: log.login_failed("the password is wrong", "bob"), None)
         log.token_created("0123", "alice")
         log.token_revoked("0123", "alice")
@@ -128,7 +128,7 @@ def test_nothing_of_a_header_field_is_written(path: Path) -> None:
         enter_request(Observed("request-1", scope, headers, Clients()))
         enter_access(Access(ALICE, ()))
         log.pulled("git", "latest", str(DIGEST))
-        log.refused(Right.PULL, "git", "not allowed")
+        log.refused(Refusal("pull", "git", "not allowed"))
         log.login_failed("the user name or the password is wrong")
         log.observe(Build.of(parse_image_name("git"), Pin("fake:", "one", "one")), Stored(DIGEST, 1))
 
@@ -142,7 +142,7 @@ def test_nothing_of_a_header_field_is_written(path: Path) -> None:
 def test_a_text_of_a_client_stays_on_its_line_and_is_shortened(path: Path) -> None:
     evil = 'git"}\n{"event": "pulled"\x1b[31m\u202e\ud800\x00'
     with audit_log(path) as log:
-        as_request(lambda: log.refused(Right.PULL, evil, "x" * 100_000))
+        as_request(lambda: log.refused(Refusal("pull", evil, "x" * 100_000)))
     assert path.read_bytes().count(b"\n") == 1
     assert path.read_bytes().isascii()
     (line,) = lines(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from nixery.access.identity import ANONYMOUS, Identity, Kind, Limits, Right
-from nixery.access.policy import Access, Policy, Rule, check_term
+from nixery.access.policy import Access, Policy, Rule, check_term, matches
 from nixery.errors import (
     AccessDenied,
     LoginRequired,
@@ -37,6 +40,18 @@ def test_nothing_is_allowed_by_default() -> None:
     assert not may_pull([], "git")
     assert not may_pull([rule(ALL, "curl")], "git")
     assert Access(BOB, None).allows(Right.PULL, requests_for("git", [AMD64]), "latest")
+
+
+@pytest.mark.parametrize("name", ["amd64", "arm64", "arm64/arm64"])
+def test_an_image_without_packages_needs_a_rule_as_well(name: str) -> None:
+    requests = requests_for(name, [AMD64, ARM64])
+    for rules in ([], [rule(NOTHING)], [rule(ALL, "git")]):
+        access = Access(ANONYMOUS, rules)
+        for right in Right:
+            assert not access.allows(right, requests, "latest")
+            assert not access.allows_name(right, requests[0])
+    assert may_pull([rule(PULL, "a*64")], name)
+    assert may_pull([rule(PULL)], name)
 
 
 def test_the_first_rule_that_matches_decides() -> None:
@@ -77,6 +92,10 @@ def test_every_package_of_an_image_has_to_be_allowed() -> None:
         ("a+", "x__61__2b"),
         ("_7zz", "7zz"),
         ("_7zz", "pkgs.7zz"),
+        # Its outputs and other attributes.
+        ("curl", "curl.dev"),
+        ("curl", "curl.src"),
+        ("g++", "g__2b__2b.out"),
     ],
 )
 def test_a_package_is_forbidden_under_each_of_its_names(forbidden: str, name: str) -> None:
@@ -86,9 +105,61 @@ def test_a_package_is_forbidden_under_each_of_its_names(forbidden: str, name: st
     )
 
 
-@pytest.mark.parametrize("name", ["curlie", "libcurl", "cur", "curl.dev", "x-ray", "7zip"])
+@pytest.mark.parametrize("name", ["curlie", "libcurl", "cur", "x-ray", "7zip"])
 def test_other_packages_stay_allowed(name: str) -> None:
     assert may_pull([rule(NOTHING, "curl", "g++"), rule(ALL)], name)
+
+
+def test_a_rule_that_forbids_everything_forbids_what_is_about_no_package() -> None:
+    forbidden = rule(NOTHING, who="user:bob")
+    everything = rule(ALL, who="authenticated")
+    for right in Right:
+        assert not Access(BOB, [forbidden, everything]).allows_anything(right)
+        assert Access(BOB, [everything, forbidden]).allows_anything(right)
+        # A rule about some images leaves others to later rules.
+        for partial in (rule(NOTHING, "curl"), Rule(("everyone",), NOTHING, tags=("main",))):
+            assert Access(BOB, [partial, everything]).allows_anything(right)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_match"),
+    [
+        ("a*", "a", True),
+        ("*", "", True),
+        ("a*b", "ab", True),
+        ("a*b", "aba", False),
+        ("*ab*ab", "abab", True),
+        ("*ab*ab", "aab", False),
+        ("*ab*b", "abb", True),
+        ("a**c*e", "abcde", True),
+        ("a*c*e", "acd\ne", True),
+        ("aa*aa", "aaa", False),
+        ("a.c", "abc", False),
+        # With backtracking, each of these takes years.
+        ("*a*a*a*a*a*a*a*a*b", "a" * 250, False),
+        ("*-*-*-*-*-*-*-*x", "a-" * 120, False),
+    ],
+)
+def test_patterns(pattern: str, text: str, is_match: bool) -> None:  # noqa: FBT001
+    assert matches(pattern, text) is is_match
+
+
+def test_threads_decide_for_one_identity_at_the_same_time() -> None:
+    # Searches and pages run in threads, and all anonymous clients are one identity.
+    access = Access(ANONYMOUS, [rule(PULL, "a*")])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def decide(_: int) -> int:
+        # More names than are remembered.
+        names = [f"{'ab'[number % 2]}{number}" for number in range(300)]
+        return sum(access.allows_package(Right.PULL, name) for _ in range(60) for name in names)
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(decide, range(4))) == [9000] * 4
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_an_escaped_name_is_allowed_by_its_attribute() -> None:

@@ -22,6 +22,7 @@ from nixery.builds.image_closure import ImageClosures
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
+from nixery.builds.provision import Provider
 from nixery.builds.slots import Slots
 from nixery.errors import NixUnusable
 from nixery.image.platform import AMD64
@@ -85,7 +86,7 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
     evaluator = Evaluator(source, nix, EvaluationCache(records, ""))
     builder = ImageBuilder(
         evaluator,
-        nix,
+        Provider(nix),
         layers,
         blobs,
         leases,

@@ -17,8 +17,10 @@ from nixery.builds.events import Build, BuildEvent, Failed, Joined, Observe, Que
 from nixery.builds.image import Image
 from nixery.builds.slots import Slots
 from nixery.errors import (
+    BuildCancelled,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     InternalError,
     NixeryError,
     PackageSetChanged,
@@ -103,6 +105,15 @@ async def test_a_failure_is_the_answer_until_it_expires(world: World) -> None:
     world.error = None
     world.now += 31
     await builds.image(REQUEST, PIN)
+
+
+async def test_a_failure_is_for_clients_that_may_have_the_image_built(world: World) -> None:
+    builds = world.coordinator()
+    world.error = BuildFailed("git.drv", ("a line of the builder's log",), "failed")
+    with pytest.raises(BuildFailed):
+        await builds.image(REQUEST, PIN)
+    with pytest.raises(BuildNotAllowed):
+        await builds.image(REQUEST, PIN, may_build=False)
 
 
 async def test_a_remembered_failure_holds_no_references_to_requests(world: World) -> None:
@@ -562,3 +573,64 @@ async def test_an_image_that_another_server_built_meanwhile_does_not_count(
     await asyncio.gather(first, second)
     assert quota.admitted == ["one", "two"]
     assert sorted(quota.ended, key=lambda size: size is None)[1:] == [None]
+
+
+async def _request(builds: BuildCoordinator, client: str) -> Image:
+    enter_request(RequestContext(client, Client(client)))
+    return await builds.image(REQUEST, PIN)
+
+
+async def test_a_cancelled_build_ends_for_all_and_the_next_request_starts_a_new_one(world: World) -> None:
+    world.may_end.clear()
+    builds = world.coordinator()
+    waiting = [asyncio.create_task(_request(builds, client)) for client in ("alice", "bob")]
+    await settle()
+    build = world.seen[0][0]
+    assert builds.requesters(build.id) == (Client("alice"), Client("bob"))
+    reason = BuildCancelled("an administrator")
+    assert builds.cancel(build.id, reason)
+    assert builds.cancel(build.id, BuildCancelled("another administrator"))
+    # Not the answer of a client that comes before the build has ended.
+    later = asyncio.create_task(_request(builds, "carol"))
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert outcomes == [reason, reason]
+    assert reason.build == build.id
+    await settle()
+    assert (world.builds, world.running) == (2, 1)
+    world.may_end.set()
+    assert isinstance(await later, Image)
+    (failed,) = [event for _, event in world.seen if isinstance(event, Failed)]
+    assert failed.error is reason
+    assert builds.requesters(build.id) is None
+    assert not builds.cancel(build.id, reason)
+    assert (await builds.begin(REQUEST, PIN)).id != build.id
+
+
+async def test_a_build_is_cancelled_in_the_queue(world: World) -> None:
+    world.slots = Slots(1, 5)
+    world.may_end.clear()
+    builds = world.coordinator()
+    first = asyncio.create_task(builds.image(parse_image_name("htop"), PIN))
+    await settle()
+    queued = await builds.begin(REQUEST, PIN)
+    last = asyncio.create_task(builds.image(parse_image_name("jq"), PIN))
+    await settle()
+    assert builds.cancel(queued.id, BuildCancelled("an administrator"))
+    await settle()
+    assert isinstance(world.of("git")[-1], Failed)
+    assert world.of("jq")[-1] == Queued(1)
+    world.may_end.set()
+    await asyncio.gather(first, last)
+    assert world.builds == 2
+
+
+async def test_a_build_that_others_began_is_begun_again_after_its_cancellation(world: World) -> None:
+    world.may_end.clear()
+    builds = world.coordinator()
+    cancelled = await builds.begin(REQUEST, PIN)
+    assert builds.cancel(cancelled.id, BuildCancelled("an administrator"))
+    again = await builds.begin(REQUEST, PIN)
+    assert again.id != cancelled.id
+    world.may_end.set()
+    await builds.image(REQUEST, PIN)
+    assert world.builds == 2

@@ -36,6 +36,7 @@ from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.api import Builds
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.http import Request, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin
@@ -572,7 +573,7 @@ async def test_one_client_has_few_answers_at_once_and_blocks_no_other(
 ) -> None:
     history = BuildHistory(records)
     published = PublishedBuilds(history, FollowerBounds(1000, 1000), public=True)
-    builds = Builds(published, cast(Images, None), (AMD64,))
+    builds = Builds(published, cast(Images, None), cast(BuildCancellation, None), (AMD64,))
     one = build()
     tell(history, one, Requested(), Started(), Failed(BuildFailed(None, (), "no")))
 

@@ -19,6 +19,7 @@ from nixery.locks import FileLocks
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Layer
 from nixery.packing.compression import compression
+from nixery.packing.local_store import LocalStore
 from nixery.packing.packer import AddContents, LayerPacker, Sink
 from nixery.packing.root_filesystem import Content, Entry, RootFilesystem, Tree
 from nixery.storage.blobs import BlobStore, StoredFile
@@ -114,7 +115,7 @@ async def test_an_unreadable_store_path_is_an_error(publisher: Publisher) -> Non
     gone = StorePath("0" * 32 + "-gone")
     with pytest.raises(StorageError, match="gone"):
         await publisher.layers.publish(
-            [LayerGroup((gone,), 1)], Closure([PathInfo(gone, "", 1, ())]), lambda _: None
+            [LayerGroup((gone,), 1)], Closure([PathInfo(gone, "", 1, ())]), LocalStore(), lambda _: None
         )
 
 

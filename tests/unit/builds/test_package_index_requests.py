@@ -150,7 +150,7 @@ async def test_few_missing_names_of_a_request_get_near_names(
     source = Source()
     one = index(source, records)
     await store(one, records, pin())
-    evaluator = Evaluator(source, None, None, one)  # type: ignore[arg-type]
+    evaluator = Evaluator(source, None, None, one)
     names = [f"package{number}" for number in range(20)]
     with pytest.raises(PackagesUnavailable) as error:
         await evaluator.contents(parse_image_name("/".join(names), AMD64), pin())

@@ -18,6 +18,7 @@ from nixery.builds.slots import Share, Slots
 from nixery.errors import PackageSetChanged, SourceUnreachable, TagUnknown, TooBusy
 from nixery.nix.packages import PackageSet
 from nixery.request_context import Client, RequestContext, enter_request
+from nixery.sources.directory import DirectorySource
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import RecordStore
 from tests.support.event_loop import eventually, settle, until_done
@@ -652,6 +653,13 @@ async def test_a_state_has_an_exact_tag_if_commits_are_tags(records: RecordStore
     commit = "0" * 40
     assert pins.exact_tag(commit) == (commit if accepted else None)
     assert pins.exact_tag("sha256-of-a-directory") is None
+
+
+async def test_only_a_source_with_one_state_ignores_tags(records: RecordStore, tmp_path: Path) -> None:
+    directory = DirectorySource(tmp_path, {})
+    assert Pins(directory, records, HOUR).ignores_tags
+    for accepted in (True, False):
+        assert not Pins(SourceWithCommits(accepted=accepted), records, HOUR).ignores_tags
 
 
 async def test_states_have_the_tags_that_were_looked_up(records: RecordStore) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
-from nixery.cli.build import FileOutput, check_outputs, parse_output
+from nixery.cli.build import FileOutput, check_outputs, parse_output, split_name
 from nixery.errors import StorageError
 from nixery.push.client import Target
 
@@ -25,7 +26,15 @@ def test_an_output_is_a_file_a_directory_or_a_target(tmp_path: Path) -> None:
     assert parse_output("registry:a.example/b:2", "1") == Target("a.example", "b", "2")
 
 
-@pytest.mark.parametrize(("text", "advice"), [("oci:", "oci:DIR"), ("oci-archive:", "oci-archive:FILE")])
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("oci:", "oci:DIR"),
+        ("oci-archive:", "oci-archive:FILE"),
+        ("docker-archive", r"docker-archive:FILE; a path is written \./docker-archive"),
+        ("registry", "registry:HOST"),
+    ],
+)
 def test_an_output_without_a_place_is_refused(text: str, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         parse_output(text, "latest")
@@ -42,6 +51,14 @@ def test_an_output_without_a_place_is_refused(text: str, advice: str) -> None:
 def test_an_unknown_kind_of_output_is_refused(text: str, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         parse_output(text, "latest")
+
+
+def test_the_host_of_a_registry_is_no_part_of_a_name() -> None:
+    assert split_name("shell/git", "") == ("shell/git", "")
+    assert split_name("shell/git:15", "") == split_name("shell/git", "15") == ("shell/git", "15")
+    for name in ("127.0.0.1:8080/shell/git", "registry.example:443/shell/git:15"):
+        with pytest.raises(typer.BadParameter, match=r"give the name without the registry: shell/git"):
+            split_name(name, "")
 
 
 def test_a_path_may_have_a_colon(tmp_path: Path) -> None:

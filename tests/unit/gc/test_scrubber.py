@@ -11,6 +11,7 @@ import zstandard
 
 from nixery.access.api_tokens import ApiTokens
 from nixery.access.registry_tokens import SigningKeys
+from nixery.builds.cache_signing import CacheKeys
 from nixery.builds.history import BuildReport
 from nixery.builds.index_records import StateIndex
 from nixery.builds.pins import Term
@@ -20,6 +21,7 @@ from nixery.gc import scrubber
 from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
+from nixery.packing.listing import Kept, Listing
 from nixery.sources.source import Pin
 from nixery.storage.blobs import ListedBlob
 from nixery.storage.catalogue import Catalogue, TagRecord
@@ -95,6 +97,7 @@ async def valid_records(store: Store) -> None:
     await catalogue.record_tag("name", "tag", digest)
     await catalogue.record_name("name", "tag", digest)
     await SigningKeys(store.records).current()
+    await CacheKeys(store.records).current()
     tokens = ApiTokens(store.records)
     await tokens.verify((await tokens.create("ci", groups=["builders"], expires_in=60))[0])
     contents = {
@@ -110,7 +113,10 @@ async def valid_records(store: Store) -> None:
         ),
         "packages": StateIndex.listed("ab" * 32, Pin("a", "b", "c"), [((), ["git"])]).encoded(),
         "image-closures": zstandard.compress(b'{"paths": [], "roots": []}'),
+        "quota-usage": b'{"first": 0, "events": [[1, "%s", 1, 0]]}' % (b"ab" * 16),
         "package-details": zstandard.compress(b"{}"),
+        "substituted-closures": zstandard.compress(b'{"narinfos": []}'),
+        "nar-listings": Listing(b"r0", [], Kept()).encode(),
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),
     }

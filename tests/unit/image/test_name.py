@@ -10,6 +10,7 @@ from nixery.image.meta_packages import SHELL
 from nixery.image.name import (
     Tag,
     canonical_name,
+    canonical_names,
     parse_image_name,
     parse_reference,
     requests_for,
@@ -121,6 +122,11 @@ def test_one_name_stands_for_all_names_of_an_image(components: list[str]) -> Non
     canonical = canonical_name(name)
     assert requests_for(canonical, _BOTH) == requests
     assert canonical_name(canonical) == canonical
+    # From the request back to its name, of which nothing but the platform is lost.
+    for request in requests:
+        assert canonical in canonical_names(request)
+        for one in canonical_names(request):
+            assert request in requests_for(one, _BOTH)
     for order in itertools.permutations(components, min(len(components), 4)):
         other = "/".join(order)
         try:

@@ -1,4 +1,5 @@
 import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,4 +26,11 @@ def test_roots_last_as_long_as_their_context(tmp_path: Path) -> None:
         root.symlink_to("/nix/store")
         other.symlink_to("/nix/store")
         assert len(list(tmp_path.glob("build-*/result"))) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_roots_that_were_deleted_with_the_storage_are_no_error(tmp_path: Path) -> None:
+    collector = NixGarbageCollector(tmp_path / "state", tmp_path / "roots")
+    with collector.root():
+        shutil.rmtree(tmp_path / "roots")
     assert not list(tmp_path.iterdir())

@@ -34,6 +34,15 @@ def open_file(path: Path, content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
+def in_pieces(content: bytes) -> Iterator[memoryview]:
+    """Yield pieces in one buffer."""
+    buffer = bytearray(70_001)
+    for start in range(0, len(content), len(buffer)):
+        piece = content[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        yield memoryview(buffer)[: len(piece)]
+
+
 def test_contents_of_files_and_of_memory_are_archived(tmp_path: Path) -> None:
     contents = {f"f{size}": os.urandom(size) for size in SIZES}
     taken = Taken()
@@ -41,13 +50,14 @@ def test_contents_of_files_and_of_memory_are_archived(tmp_path: Path) -> None:
         with open_file(tmp_path / name, content) as descriptor:
             taken.archive.file_from(descriptor, name.encode(), 0o444, len(content))
         taken.archive.file(b"memory/" + name.encode(), 0o644, content)
+        taken.archive.file_of(b"pieces/" + name.encode(), 0o644, len(content), in_pieces(content))
     with tarfile.open(fileobj=io.BytesIO(taken.end())) as reader:
         members = reader.getmembers()
-        assert len(members) == 2 * len(contents)
+        assert len(members) == 3 * len(contents)
         for member in members:
             extracted = reader.extractfile(member)
             assert extracted is not None
-            assert extracted.read() == contents[member.name.removeprefix("memory/")]
+            assert extracted.read() == contents[member.name.rpartition("/")[2]]
 
 
 @pytest.mark.parametrize("size", [700, 50_000, 3_000_000])
@@ -109,3 +119,9 @@ def test_a_file_of_another_size_is_an_error(tmp_path: Path, size: int, more: int
         pytest.raises(StorageError, match="f changed"),
     ):
         Taken().archive.file_from(descriptor, b"f", 0o444, size)
+
+
+@pytest.mark.parametrize("pieces", [[], [b"12"], [b"12", b"34"], [b"1234"]])
+def test_pieces_of_another_size_are_refused(pieces: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="f does not have 3 bytes"):
+        Taken().archive.file_of(b"f", 0o444, 3, pieces)

@@ -9,7 +9,9 @@ import pytest
 from nixery.closure import StorePath
 from nixery.errors import StorageError, UnsafeContents
 from nixery.packing import closure_files
-from nixery.packing.closure_files import ClosureFiles, Name
+from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.contents import Name
+from nixery.packing.local_store import LocalStore
 
 PATH = StorePath("a" * 32 + "-p")
 OTHER = StorePath("b" * 32 + "-other")
@@ -28,9 +30,14 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["openat2", "by hand"])
-def files(request: pytest.FixtureRequest, store: Path) -> Iterator[ClosureFiles]:
-    with ClosureFiles([PATH, OTHER], bytes(store), emulated=request.param == "by hand") as files:
-        yield files
+def contents(request: pytest.FixtureRequest, store: Path) -> Iterator[LocalStore]:
+    with LocalStore(bytes(store), emulated=request.param == "by hand") as contents:
+        yield contents
+
+
+@pytest.fixture
+def files(contents: LocalStore) -> ClosureFiles:
+    return ClosureFiles([PATH, OTHER], contents)
 
 
 def link(store: Path, target: str, name: str = "link") -> bytes:
@@ -142,7 +149,8 @@ def test_a_store_path_can_be_a_link_itself(store: Path) -> None:
     whole, out = StorePath("d" * 32 + "-whole"), StorePath("f" * 32 + "-out")
     (store / whole.base_name).symlink_to(f"{PATH}/d/file")
     (store / out.base_name).symlink_to("/etc/passwd")
-    with ClosureFiles([PATH, whole, out], bytes(store)) as files:
+    with LocalStore(bytes(store)) as contents:
+        files = ClosureFiles([PATH, whole, out], contents)
         assert read(files, str(whole).encode()) == b"p"
         assert read(files, str(out).encode()) is None
 
@@ -204,10 +212,10 @@ def test_a_large_file_is_not_read(files: ClosureFiles, store: Path) -> None:
 
 
 def swapped(
-    monkeypatch: pytest.MonkeyPatch, files: ClosureFiles, after: int, swap: Callable[[], object]
+    monkeypatch: pytest.MonkeyPatch, contents: LocalStore, after: int, swap: Callable[[], object]
 ) -> None:
     """Run an action after a number of calls of ``open``."""
-    real, calls = files._beneath.open, 0
+    real, calls = contents._beneath.open, 0
 
     def opened(name: bytes, flags: int) -> int:
         nonlocal calls
@@ -217,11 +225,11 @@ def swapped(
             swap()
         return descriptor
 
-    monkeypatch.setattr(files._beneath, "open", opened)
+    monkeypatch.setattr(contents._beneath, "open", opened)
 
 
 def test_a_name_that_becomes_a_link_between_stat_and_open(
-    files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: ClosureFiles, contents: LocalStore, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"
 
@@ -230,13 +238,13 @@ def test_a_name_that_becomes_a_link_between_stat_and_open(
         (tmp_path / "file").write_text("secret")
         directory.symlink_to(tmp_path)
 
-    swapped(monkeypatch, files, 1, swap)
+    swapped(monkeypatch, contents, 1, swap)
     with pytest.raises(StorageError, match=r"cannot read .*d/file: "):
         read(files, f"{PATH}/d/file".encode())
 
 
 def test_a_file_that_becomes_a_pipe_between_stat_and_open(
-    files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
+    files: ClosureFiles, contents: LocalStore, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = store / PATH.base_name / "d" / "file"
 
@@ -244,13 +252,13 @@ def test_a_file_that_becomes_a_pipe_between_stat_and_open(
         file.unlink()
         os.mkfifo(file)
 
-    swapped(monkeypatch, files, 1, swap)
+    swapped(monkeypatch, contents, 1, swap)
     with pytest.raises(StorageError, match="not a regular file"):
         read(files, f"{PATH}/d/file".encode())
 
 
 def test_a_directory_that_becomes_a_link_between_stat_and_listing(
-    files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: ClosureFiles, contents: LocalStore, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"
 
@@ -258,7 +266,7 @@ def test_a_directory_that_becomes_a_link_between_stat_and_listing(
         directory.rename(tmp_path / "moved")
         directory.symlink_to(tmp_path)
 
-    swapped(monkeypatch, files, 1, swap)
+    swapped(monkeypatch, contents, 1, swap)
     with pytest.raises(StorageError, match="cannot read"):
         files.names(f"{PATH}/d".encode())
 
@@ -308,14 +316,14 @@ def test_a_long_name_counts_as_many_look_ups(
 
 @pytest.mark.parametrize("failure", [errno.EMFILE, errno.EIO, errno.EACCES])
 def test_a_failed_look_up_does_not_count_as_missing(
-    files: ClosureFiles, monkeypatch: pytest.MonkeyPatch, failure: int
+    files: ClosureFiles, contents: LocalStore, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
     """Otherwise an image without the file would be built and cached."""
 
     def fail(*_: object) -> int:
         raise OSError(failure, os.strerror(failure))
 
-    monkeypatch.setattr(files._beneath, "open", fail)
+    monkeypatch.setattr(contents._beneath, "open", fail)
     with pytest.raises(StorageError, match=os.strerror(failure)):
         files.exists(f"{PATH}/d".encode())
 
@@ -339,7 +347,8 @@ def open_descriptors() -> int:
 @pytest.mark.parametrize("closure", [[], [PATH]])
 def test_no_descriptor_is_left_open(store: Path, closure: Sequence[StorePath]) -> None:
     before = open_descriptors()
-    with ClosureFiles(closure, bytes(store)) as files:
+    with LocalStore(bytes(store)) as contents:
+        files = ClosureFiles(closure, contents)
         files.exists(link(store, f"{OTHER}/d/file"))
         read(files, f"{PATH}/d/file".encode())
     assert open_descriptors() == before
@@ -347,4 +356,4 @@ def test_no_descriptor_is_left_open(store: Path, closure: Sequence[StorePath]) -
 
 def test_a_missing_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot read .*none: No such file"):
-        ClosureFiles([], bytes(tmp_path / "none"))
+        LocalStore(bytes(tmp_path / "none"))

@@ -6,6 +6,7 @@ import pytest
 from nixery.closure import StorePath
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.companions import copy_programs_beside_their_files
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import Content, Link, Tree
 
 CORE = "a" * 32 + "-libreoffice-core"
@@ -56,8 +57,8 @@ def root(store: Path, names: Mapping[str, str]) -> Tree:
     tree = Tree()
     for name, base_name in names.items():
         tree.add(name.encode(), link(base_name, name))
-    with ClosureFiles(map(StorePath, FILES), str(store).encode()) as files:
-        copy_programs_beside_their_files(tree, files)
+    with LocalStore(bytes(store)) as contents:
+        copy_programs_beside_their_files(tree, ClosureFiles(map(StorePath, FILES), contents))
     return tree
 
 

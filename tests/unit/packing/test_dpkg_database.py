@@ -8,6 +8,7 @@ from nixery.errors import UnsafeContents
 from nixery.packing import dpkg_database as module
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.dpkg_database import add_dpkg_database
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import Content, Link, Tree
 
 TOOL, LIBC, DATA = (
@@ -25,8 +26,8 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(store: Path) -> Iterator[ClosureFiles]:
-    with ClosureFiles((TOOL, LIBC, DATA), bytes(store)) as files:
-        yield files
+    with LocalStore(bytes(store)) as contents:
+        yield ClosureFiles((TOOL, LIBC, DATA), contents)
 
 
 def write(store: Path, path: StorePath, text: str) -> None:

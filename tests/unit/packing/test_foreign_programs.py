@@ -16,6 +16,7 @@ from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.packing import foreign_programs
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.foreign_programs import add_loader
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import Content, Link, Tree
 
 MACHINES = {AMD64: 62, ARM64: 183}
@@ -75,7 +76,8 @@ def write(store: Path) -> Write:
 def plan(store: Path) -> Plan:
     def plan(tree: Tree | None = None, platform: Platform = AMD64) -> Tree:
         tree = tree or Tree()
-        with ClosureFiles([StorePath(path.name) for path in store.iterdir()], bytes(store)) as files:
+        with LocalStore(bytes(store)) as contents:
+            files = ClosureFiles([StorePath(path.name) for path in store.iterdir()], contents)
             add_loader(tree, files, platform)
         return tree
 

@@ -9,6 +9,7 @@ from nixery.closure import Closure, PathInfo, StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing import nix_database as module
 from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.local_store import LocalStore
 from nixery.packing.nix_database import add_nix_database, nix_database
 from nixery.packing.root_filesystem import Content, Link, Tree
 
@@ -32,8 +33,8 @@ def files(tmp_path: Path) -> Iterator[ClosureFiles]:
     program = store / NIX.base_name / "bin" / "nix-store"
     program.parent.mkdir()
     program.touch()
-    with ClosureFiles((info.path for info in CLOSURE), bytes(store)) as files:
-        yield files
+    with LocalStore(bytes(store)) as contents:
+        yield ClosureFiles((info.path for info in CLOSURE), contents)
 
 
 def tree_with(target: str) -> Tree:

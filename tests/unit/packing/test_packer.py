@@ -13,8 +13,9 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing.archive import Archive
 from nixery.packing.compression import Compression, compression
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 from nixery.packing.packer import AddContents, BackgroundStage, LayerPacker
-from nixery.packing.store_tree import add_store_paths
 
 
 def pack(contents: AddContents, way: Compression | None = None) -> tuple[bytes, Digest]:
@@ -67,7 +68,8 @@ def test_a_store_with_hard_links_gives_the_same_bytes(tmp_path: Path) -> None:
     second.write_bytes(b"same" * 1000)
 
     def add(archive: Archive) -> None:
-        add_store_paths(archive, [path], os.fsencode(tmp_path))
+        with LocalStore(os.fsencode(tmp_path)) as contents:
+            add_store_paths(archive, [path], contents)
 
     plain = pack(add)
     second.unlink()

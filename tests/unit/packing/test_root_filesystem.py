@@ -11,6 +11,7 @@ from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing import closure_files, root_filesystem
 from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import (
     BASE_DIRECTORIES,
     Directory,
@@ -48,7 +49,8 @@ def package(store: Path, name: str, *files: str, links: dict[str, str] | None = 
 
 
 def planned(store: Path, outputs: Sequence[InstalledOutput], closure: Sequence[StorePath]) -> RootFilesystem:
-    with ClosureFiles(closure, bytes(store)) as files:
+    with LocalStore(bytes(store)) as contents:
+        files = ClosureFiles(closure, contents)
         root = plan_root_filesystem(outputs, files)
         add_system_files(root.tree, files)
         complete_below_usr(root.tree)

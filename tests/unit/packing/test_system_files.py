@@ -15,6 +15,7 @@ from nixery.errors import UnsafeContents
 from nixery.image.os_release import InvalidFacts, os_release_file
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.java_keystore import MOST_BYTES, java_keystore
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import (
     Content,
     InstalledOutput,
@@ -54,7 +55,8 @@ def planned(
     others: Sequence[StorePath] = (),
     facts: Mapping[str, str] | None = None,
 ) -> Tree:
-    with ClosureFiles([*installed, *others], bytes(store)) as files:
+    with LocalStore(bytes(store)) as contents:
+        files = ClosureFiles([*installed, *others], contents)
         tree = plan_root_filesystem((InstalledOutput(path, path.name, 5) for path in installed), files).tree
         add_system_files(tree, files, facts)
         complete_below_usr(tree)

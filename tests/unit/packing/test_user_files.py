@@ -7,6 +7,7 @@ import pytest
 from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.local_store import LocalStore
 from nixery.packing.root_filesystem import Content, Link, Tree
 from nixery.packing.system_files import default_accounts
 from nixery.packing.user_files import add_user_files
@@ -33,8 +34,8 @@ def package(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(package: Path) -> Iterator[ClosureFiles]:
-    with ClosureFiles([PACKAGE], bytes(package.parent)) as files:
-        yield files
+    with LocalStore(bytes(package.parent)) as contents:
+        yield ClosureFiles([PACKAGE], contents)
 
 
 def with_link(name: str) -> Tree:

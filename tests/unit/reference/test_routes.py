@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from nixery.server import api
+from nixery.server import api, binary_cache
 from nixery.server.access_control import TOKEN_PATH
 from nixery.server.health import METRICS, PATHS
 from nixery.server.login import PATHS as LOGIN_PATHS
@@ -21,7 +21,8 @@ WHOLE = {"/v2/", "/v2/_catalog"}
 
 
 def example(path: str) -> str:
-    return re.sub(r"\{(build|digest|[a-z]+)\}", lambda found: {"build": "0123"}.get(found[1], "a"), path)
+    values = {"build": "0123", "hash": "0" * 32, "nar-hash": "0" * 64}
+    return re.sub(r"\{([a-z-]+)\}", lambda found: values.get(found[1], "a"), path)
 
 
 @pytest.mark.parametrize(("method", "path", "answer", "statuses"), ROUTES)
@@ -34,6 +35,8 @@ def test_a_router_has_the_route(method: str, path: str, answer: str, statuses: s
         assert method == "GET"
     elif path.startswith("/v2/"):
         assert _RESOURCE.fullmatch(one)
+    elif path.startswith(binary_cache.PREFIX):
+        assert binary_cache._ROUTE.fullmatch(one)
     else:
         router = api._ROUTE if path.startswith("/api/") else pages._ROUTE
         assert router.fullmatch(one)
@@ -64,6 +67,7 @@ def test_every_kind_of_route_is_listed() -> None:
         "list",
         "compose",
         "events",
+        "cancel",
         "log",
         "search",
         "meta",

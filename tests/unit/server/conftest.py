@@ -64,6 +64,7 @@ class FakeImages(Images):
     image: Image | ImageIndex
     warning: str | None = None
     error: NixeryError | None = None
+    listed: str | None = None
     asked: list[tuple[tuple[ImageRequest, ...], str]] = field(default_factory=list)
 
     async def get(self, requests: tuple[ImageRequest, ...], tag: str, *, may_build: bool = True) -> Found:
@@ -72,7 +73,7 @@ class FakeImages(Images):
             raise BuildNotAllowed("/".join(requests[0].requested))
         if self.error is not None:
             raise self.error
-        return Found(self.image, Pinned(PIN, self.warning), tag)
+        return Found(self.image, Pinned(PIN, self.warning), self.listed or tag)
 
 
 class FakeDescriptions:
@@ -87,6 +88,8 @@ class FakeDescriptions:
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
+
+    ignores_tags = False
 
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ BOB = {"authorization": "Basic Ym9iOnJpZ2h0"}
 class _Observed:
     peer: str = "192.0.2.1:5000"
     client: Client = Client("192.0.2.1")  # noqa: RUF009 -- it is frozen
+    address: str = "192.0.2.1"
 
     def identify(self, identity: object) -> None:
         pass
@@ -100,6 +102,44 @@ async def test_a_token_gets_no_other_token(door: AccessControl) -> None:
     _, answer = await ask(door, "/v2/token", await token(door, BOB))
     assert answer is not None
     assert answer.status == 401
+
+
+async def test_a_token_is_no_password_for_another_token(stored: StoredImage, tmp_path: Path) -> None:
+    (tmp_path / "htpasswd").write_text(f"bob:{bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()}\n")
+    # With an issuer, passwords may be tokens.
+    issuer = '[[oidc]]\nname = "ci"\nissuer = "https://issuer.example"\naudience = "nixery"\n'
+    (tmp_path / "access.toml").write_text(RULES + issuer)
+    rules = AccessRules(tmp_path / "access.toml", stored.records, Quotas())
+    door = AccessControl(rules, Quotas(), [AMD64], bytes(32))
+    issued = (await token(door, BOB, "repository:open:pull"))["authorization"].removeprefix("Bearer ")
+    answer = await form(
+        door, grant_type="password", username="bob", password=issued, scope="repository:git:pull"
+    )
+    assert (answer.status, b"no password" in cast("BytesResponse", answer).content) == (401, True)
+    basic = {"authorization": f"Basic {base64.b64encode(f'bob:{issued}'.encode()).decode()}"}
+    for path in ("/v2/token", "/v2/open/manifests/latest", "/builds"):
+        _, refused = await ask(door, path, basic)
+        assert refused is not None
+        assert refused.status == 401
+    await rules.close()
+
+
+async def test_failed_logins_by_form_count_for_the_address(door: AccessControl) -> None:
+    observed = _Observed(client=Client("user:eve"))
+
+    async def fail(user: str) -> int:
+        content = urlencode({"grant_type": "password", "username": user, "password": "wrong"})
+        headers = {"content-type": "application/x-www-form-urlencoded", "host": "registry.example"}
+        request = Request("POST", "/v2/token", headers, body=content.encode())
+        _, answer = await door.admit(request, cast("Observed", observed))
+        assert answer is not None
+        return answer.status
+
+    assert [await fail(f"user{number}") for number in range(11)] == [401] * 10 + [429]
+    other = await form(door, grant_type="password", username="bob", password="right")  # noqa: S106
+    assert other.status == 429
+    observed.address = "192.0.2.2"
+    assert await fail("user0") == 401
 
 
 async def test_a_token_is_for_this_service(door: AccessControl) -> None:

@@ -23,6 +23,7 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
 from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.http import AnswerWriter, BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.published_packages import PublishedPackages
@@ -44,15 +45,13 @@ class Server:
     """An API and its dependencies."""
 
     def __init__(self, history: BuildHistory) -> None:
-        self.index, self.images = FakeIndex(), FakeImages()
+        self.index, self.images, self.descriptions = FakeIndex(), FakeImages(), FakeDescriptions()
         self.history = history
         published = PublishedBuilds(self.history, FollowerBounds(10, 10), public=True)
         platforms = (AMD64, ARM64)
-        builds = Builds(published, cast("Images", self.images), platforms)
+        builds = Builds(published, cast("Images", self.images), cast("BuildCancellation", None), platforms)
         writer = AnswerWriter()
-        images = ImageDocuments(
-            cast("ImageDescriptions", FakeDescriptions()), platforms, writer, compare=True
-        )
+        images = ImageDocuments(cast("ImageDescriptions", self.descriptions), platforms, writer, compare=True)
         self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index)), writer), builds, images)
 
     async def ask(
@@ -272,7 +271,12 @@ async def test_the_events_of_a_build_end_with_it(server: Server) -> None:
 
 
 async def test_a_stored_image_is_described_for_its_platforms(server: Server) -> None:
-    for path, tag in (("images/shell/git", "latest"), ("images/shell/git:v1", "v1")):
+    for path, tag, is_ignored in (
+        ("images/shell/git", "latest", False),
+        ("images/shell/git:v1", "v1", False),
+        ("images/shell/git:v1", "latest", True),
+    ):
+        server.descriptions.ignores_tags = is_ignored
         document = await server.json(path)
         assert (document["name"], document["tag"]) == ("shell/git", tag)
         assert document["pin"] == {"revision": PIN.revision, "url": PIN.url, "tag": PIN.revision}

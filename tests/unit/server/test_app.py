@@ -203,6 +203,9 @@ class StreamClient:
         self.headers: dict[str, str] = {}
         self._takes = takes
 
+    async def client_disconnect(self) -> None:
+        await asyncio.Event().wait()
+
     def response_stream(self, status: int, headers: Fields, /) -> StreamClient:
         assert status == 200
         self.headers = dict(headers)

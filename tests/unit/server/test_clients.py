@@ -165,7 +165,14 @@ def test_long_paths_and_queries_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [MANIFEST, "/v2/git/manifests/sha256:0", "/api/v1/builds", "/api/v1/packages"]
+    "path",
+    [
+        MANIFEST,
+        "/v2/git/manifests/sha256:0",
+        "/api/v1/builds",
+        "/api/v1/packages",
+        f"/nix-cache/{'0' * 32}.narinfo",
+    ],
 )
 @pytest.mark.parametrize(
     "headers",

@@ -73,3 +73,26 @@ async def test_other_answers_stay_as_they_are(answer: BytesResponse) -> None:
 def test_a_compressed_body_depends_on_the_content_alone() -> None:
     assert gzipped(TEXT) == gzipped(TEXT)
     assert gzipped(TEXT)[4:8] == bytes(4)  # no time
+
+
+@pytest.mark.parametrize(
+    ("site", "is_compressed"),
+    [
+        (None, True),
+        ("none", True),
+        ("same-origin", True),
+        ("same-site", False),
+        ("cross-site", False),
+        ("?", False),
+    ],
+)
+async def test_an_answer_to_a_link_of_another_site_shows_nothing_by_its_length(
+    site: str | None, *, is_compressed: bool
+) -> None:
+    headers = {"accept-encoding": "gzip", **({} if site is None else {"sec-fetch-site": site})}
+    answer = await compressed(
+        Request("GET", "/", headers), BytesResponse(200, TEXT, {"Content-Type": "text/html"})
+    )
+    assert isinstance(answer, BytesResponse)
+    assert (answer.headers.get("Content-Encoding") == "gzip") == is_compressed
+    assert (answer.content != TEXT) == is_compressed

@@ -102,7 +102,7 @@ def test_a_failed_build_shows_its_log() -> None:
     (entry,) = json.loads(response.content)["errors"]
     # Clients show the message of a 4xx, that of a 5xx they do not; they ask again for what is UNKNOWN.
     assert (response.status, entry["code"]) == (422, "MANIFEST_UNKNOWN")
-    assert entry["message"] == "building x.drv failed: exit code 1; its log ends with: line 2"
+    assert entry["message"] == "building x failed: exit code 1; its log ends with: line 2"
     assert entry["detail"] == {"derivation": "x.drv", "log": ["line 1", "line 2", ""]}
 
 

@@ -153,6 +153,9 @@ async def test_a_confidential_client_sends_its_secret(provider: OidcProvider, tm
         ({"code": ""}, "the issuer sent no code"),
         ({"code": "x" * 2049}, "the issuer sent no code"),
         ({"code": "stolen"}, "refused the login: invalid_grant"),
+        # A code that another issuer gave to the browser is not for this one (RFC 9207).
+        ({"iss": "https://other.example"}, "the code is from another issuer"),
+        ({"iss": ""}, "the code is from another issuer"),
         ({"error": "access_denied"}, "the issuer company refused the login: access_denied"),
     ],
 )

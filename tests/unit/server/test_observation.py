@@ -145,6 +145,7 @@ DIGEST = f"sha256:{'0' * 64}"
         ("/metrics", "metrics"),
         ("/healthz", "health"),
         ("/api/v1/packages", "api"),
+        ("/nix-cache/nix-cache-info", "nix_cache"),
         ("/", "page"),
         ("/images", "page"),
         ("/images/shell/git:latest", "page"),
@@ -172,8 +173,6 @@ def test_route_classes_agree_with_the_router(path: str) -> None:
 
 @given(st.text())
 def test_any_path_has_a_known_class(path: str) -> None:
-    known = (
-        "manifest_by_tag manifest_by_digest blob tags catalog referrer version metrics health page api other"
-    )
+    known = "manifest_by_tag manifest_by_digest blob tags catalog referrer version metrics health page api nix_cache other"
     assert route_class(path) in known.split()
     assert route_class(f"/{path}") in known.split()

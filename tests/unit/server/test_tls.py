@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from structlog.testing import capture_logs
 
 from nixery.errors import SettingsError
 from nixery.server import tls
@@ -149,28 +150,71 @@ def test_an_operator_is_told_of_another_name_and_of_the_end(issue: Issue) -> Non
 
 
 async def test_only_usable_changes_are_announced(
-    issue: Issue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    issue: Issue, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(tls, "try_credentials", lambda *_: None)
-    looked = asyncio.Event()
-    loop = asyncio.get_running_loop()
     watch = CredentialsWatch(issue("first.example.org"), tmp_path, None)
-    read = tls.read_credentials
-
-    def counted(files: TLSFiles) -> tls.Credentials:
-        loop.call_soon_threadsafe(looked.set)
-        return read(files)
-
-    monkeypatch.setattr(tls, "read_credentials", counted)
     waiting = asyncio.ensure_future(watch.next())
-    (tmp_path / "key.pem").write_bytes(b"broken")
-    await asyncio.wait_for(looked.wait(), 20)
-    assert watch.current.names == ("first.example.org",)
+    another = authority.issue_cert("another.example.org").private_key_pem.bytes()
+    # A malformed key, and one that does not fit: each keeps certificate and key of before.
+    for content, reason in ((b"broken", "no private key in PEM"), (another, "does not fit the first")):
+        with capture_logs() as lines:
+            (tmp_path / "key.pem").write_bytes(content)
+            async with asyncio.timeout(20):
+                while not lines:  # noqa: ASYNC110 -- the log sets no event
+                    await asyncio.sleep(0.01)
+        assert lines[0]["event"] == "new TLS files refused: the server keeps the previous ones"
+        assert reason in lines[0]["reason"]
+        assert watch.current.names == ("first.example.org",)
+        assert not waiting.done()
     issue("second.example.org")
     async with asyncio.timeout(20):
         assert (await waiting).names == ("second.example.org",)
     assert watch.current.names == ("second.example.org",)
+
+
+@pytest.mark.parametrize(
+    ("days", "moments", "warned"),
+    [
+        (30, (0, 1, 22, 22.9), []),
+        (30, (0, 23.1, 23.2, 24.0), [23.1]),
+        (30, (0, 23.1, 24.2, 25.3, 30.1), [23.1, 24.2, 25.3, 30.1]),
+        # It was warned of at the start.
+        (3, (0, 0.5, 1.1), [1.1]),
+    ],
+)
+async def test_a_certificate_that_is_about_to_expire_is_warned_of_once_a_day(
+    issue: Issue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    days: int,
+    moments: Sequence[float],
+    warned: Sequence[float],
+) -> None:
+    begin = datetime.now(UTC)
+    now = begin
+    monkeypatch.setattr(tls, "_LOOK_EVERY", 0)
+    monkeypatch.setattr(tls, "try_credentials", lambda *_: None)
+    watch = CredentialsWatch(issue(ends=begin + timedelta(days=days)), tmp_path, None, lambda: now)
+    found = []
+    for moment in moments:
+        now = begin + timedelta(days=moment)
+        with capture_logs() as lines:
+            watch._warn_of_end()
+        found += [moment for _ in lines]
+        verb = "expired on" if moment > days else "expires on"
+        assert all(verb in line["problem"] for line in lines)
+    assert found == warned
+    # The server does that while it waits for other files.
+    now = begin + timedelta(days=days + 5)
+    with capture_logs() as lines:
+        waiting = asyncio.ensure_future(watch.next())
+        async with asyncio.timeout(20):
+            while not lines:  # noqa: ASYNC110 -- the log sets no event
+                await asyncio.sleep(0.01)
+        waiting.cancel()
+    assert len(lines) == 1
 
 
 def test_certificates_for_a_trial(tmp_path: Path) -> None:

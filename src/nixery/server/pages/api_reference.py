@@ -19,6 +19,7 @@ _TITLES = {
     "discovery": "Discovery",
     "pages": "Pages",
     "health": "Health",
+    "nix-cache": "Binary cache of Nix",
     "operations": "Operations",
     "access": "Log in",
     "refused": "Refused",

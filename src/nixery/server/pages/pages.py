@@ -14,17 +14,19 @@ from urllib.parse import quote, unquote, urlencode
 from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
-from nixery.builds.history import BuildReport, State, image_name
+from nixery.builds.history import BuildReport, State
 from nixery.builds.image_closure import ClosurePath, ImageClosure
-from nixery.errors import InvalidName, NixeryError
+from nixery.builds.pins import DEFAULT_TAG
+from nixery.errors import InvalidName, NixeryError, PackageUnknown
 from nixery.image.meta_packages import SHELL
 from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
 from nixery.server.api import NamedImage, describe, visible
-from nixery.server.clients import host, image_path, is_encrypted
+from nixery.server.build_cancellation import BuildCancellation
+from nixery.server.clients import host, image_path, is_encrypted, is_local
 from nixery.server.compression import compressed
-from nixery.server.errors import errors_body
+from nixery.server.errors import errors_body, heading
 from nixery.server.http import AnswerWriter, BytesResponse, ErrorResponse, Request, Response
 from nixery.server.pages.api_reference import ApiReference, api_reference
 from nixery.server.pages.static_files import StaticFiles
@@ -54,9 +56,6 @@ _LONGEST_TEXT = 255
 
 _PAGE_NUMBER = re.compile(r"[1-9]\d{0,3}", re.ASCII)
 
-# A host that only the machine itself reaches.
-_LOCAL = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::\d+)?$", re.ASCII | re.IGNORECASE)
-
 # The filter of builds by state.
 _STATE_TITLES = {"": "any", "done": "built", "failed": "failed", "running": "in progress"}
 _STATES = {
@@ -75,12 +74,25 @@ _FAILURES = {
     FailureKind.BUILDER: "build error",
     FailureKind.TIMEOUT: "took too long",
     FailureKind.TOO_LARGE: "too large",
+    FailureKind.CANCELLED: "cancelled",
     FailureKind.SHUTDOWN: "server was stopped",
     FailureKind.BUSY: "server was busy",
     FailureKind.SOURCE: "package source out of reach",
     FailureKind.NO_SPACE: "out of space",
     FailureKind.OTHER: "other error",
 }
+
+# Those that the server repeats for a while.
+_REMEMBERED = frozenset(
+    {
+        FailureKind.UNKNOWN_PACKAGE,
+        FailureKind.UNAVAILABLE,
+        FailureKind.EVALUATION,
+        FailureKind.BUILDER,
+        FailureKind.TIMEOUT,
+        FailureKind.TOO_LARGE,
+    }
+)
 
 # Results of a search without a script.
 _FOUND = 50
@@ -117,6 +129,9 @@ _TAKEN = frozenset(
         "logout",
     }
 )
+
+# Platforms as clients write them, by their names in Nix.
+_PLATFORMS = {platform.nix_system: str(platform) for platform in SUPPORTED}
 
 # Headings of pages about attributes, by their kind.
 _KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
@@ -211,24 +226,30 @@ class Pages:
 
     Args:
         builds: reports of builds.
+        cancellation: decides who may cancel a build.
         packages: of the package set.
         descriptions: of images.
         images: names of stored images.
         platforms: of a name without a platform.
         writer: of answers.
+        failure_time_to_live: seconds for which the server repeats a failure without another build.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- everything that pages show
         self,
         builds: PublishedBuilds,
+        cancellation: BuildCancellation,
         packages: PublishedPackages,
         descriptions: ImageDescriptions,
         images: PublishedImages,
         platforms: Sequence[Platform],
         writer: AnswerWriter,
+        failure_time_to_live: float = 0,
     ) -> None:
         self._writer = writer
+        self._remembered = failure_time_to_live
         self._builds = builds
+        self._cancellation = cancellation
         self._packages = packages
         self._descriptions = descriptions
         self._platforms = platforms
@@ -274,6 +295,16 @@ class Pages:
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         try:
             return await self._page(request, match)
+        except PackageUnknown as error:
+            return self._templates.response(
+                "error.html",
+                404,
+                title=heading(error),
+                message=f"The package set has no package {error.name}.",
+                near=error.near_names,
+                search=error.name,
+                tag=self._tag(request),
+            )
         except NixeryError as error:
             return self._templates.error(current_access().without_hidden(error))
 
@@ -284,11 +315,11 @@ class Pages:
                     404, "Not found", "There is no such file."
                 )
             case {"build": str(build), "log": str()}:
-                return await self._log(build)
+                return await self._log(request, build)
             case {"build": str(build)}:
                 report = await self._builds.find(build)
                 async with self._builds.turn():
-                    return self._build(report)
+                    return self._build(request, report)
             case {"image": str(image)}:
                 return await self._image(request, image)
             case {"search": str()}:
@@ -398,7 +429,7 @@ class Pages:
         return self._templates.response(
             "home.html",
             host=host(request),
-            local=request.public_url is None and _LOCAL.match(host(request)) is not None,
+            local=request.public_url is None and is_local(host(request)),
             reference=f"{host(request)}/{_EXAMPLE}:latest",
             set=packages,
             now=time.time(),
@@ -412,7 +443,7 @@ class Pages:
             public=self._builds.shows_names,
         )
 
-    def _build(self, report: BuildReport | None) -> Response:
+    def _build(self, request: Request, report: BuildReport | None) -> Response:
         if report is None:
             return self._error(404, "No such build", "The server keeps only recent builds.")
         now = time.time()
@@ -428,14 +459,18 @@ class Pages:
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
             compose=Composition.of_image(image, tag).address,
             nothing=_nothing_written(report),
+            may_cancel=self._cancellation.allows(request, report),
+            # Of another server of the storage, which remembers its own failures only.
+            remembered=self._remembered if report.reported is None else 0,
+            repeats=report.failure in _REMEMBERED,
         )
 
-    async def _log(self, build: str) -> Response:
+    async def _log(self, request: Request, build: str) -> Response:
         if not self._builds.shows_names:
             return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
         report = await self._builds.find(build)
         if report is None:
-            return self._build(None)
+            return self._build(request, None)
         async with self._builds.turn():
             lines = [f"[{report.dropped} earlier lines are not kept]"] if report.dropped else []
             lines += [escaped_lines(line.text) for line in report.log]
@@ -471,7 +506,8 @@ class Pages:
                 sorted="/".join(sorted(named.name.split("/"), key=lambda part: part not in PREFIXES)),
                 shell=SHELL,
                 always=frozenset(ALWAYS_INCLUDED).difference(named.name.split("/")),
-                one_state=named.exact_tag is None and named.tag != "latest",
+                ignored_tag=named.ignored_tag,
+                first=next((part for part in named.name.split("/") if part not in PREFIXES), ""),
                 failed=self._last_failure(named) if named.missing and not problems else None,
                 now=time.time(),
                 name=named.name,
@@ -495,7 +531,7 @@ class Pages:
 
     def _last_failure(self, named: NamedImage) -> BuildReport | None:
         """Return the report of the last build of an image that is not stored, if that failed."""
-        wanted = {(image_name(request), str(request.platform)) for request in named.missing}
+        wanted = {(request.name, str(request.platform)) for request in named.missing}
         reports = self._builds.recent()
         last = next((report for report in reports if (report.name, report.platform) in wanted), None)
         return last if last is not None and last.state is State.FAILED else None
@@ -544,7 +580,7 @@ class Pages:
             self._templates.response,
             "packages.html",
             text=request.query.get("q", ""),
-            tag=request.query.get("tag", "latest"),
+            tag=self._tag(request),
             found=found,
         )
         return await self._writer.write(page)
@@ -556,7 +592,7 @@ class Pages:
         page = partial(
             self._templates.response,
             "meta-packages.html",
-            tag=request.query.get("tag", "latest"),
+            tag=self._tag(request),
             progress=found.progress,
             found=[
                 (name, attribute, contents_of(attribute), " ".join(command_of(attribute)))
@@ -569,7 +605,7 @@ class Pages:
         details = await self._packages.describe(request, name)
         if details is None:
             return self._listing_in_progress()
-        tag = request.query.get("tag", "latest")
+        tag = self._tag(request)
         attribute, package = details.attribute, details.package
         # A container of a package alone has no shell to try it with.
         image = (
@@ -583,11 +619,32 @@ class Pages:
             details=details,
             kind=_KINDS.get(attribute.kind, "Package") if attribute is not None else "Package",
             available=details.is_available,
+            platforms=[_PLATFORMS.get(one, one) for one in (attribute.platforms if attribute else ())],
+            compose=Composition.of_image(image, tag).address,
+            known=self._size_of(image, package.name),
+            is_only=self._descriptions.ignores_tags and len(details.versions) == 1,
             tag=tag,
             image=f"{image}:{tag}",
             lines=_pull_lines(request, f"{image}:{tag}"),
         )
         return await self._writer.write(page)
+
+    def _size_of(self, *names: str) -> BuildReport | None:
+        """Return the last build that packed one of the images, for the size of the image."""
+        wanted = {(name, str(self._platforms[0])) for name in names}
+        return next(
+            (
+                report
+                for report in self._builds.recent()
+                if (report.name, report.platform) in wanted
+                and report.manifest is not None
+                and report.layers is not None
+            ),
+            None,
+        )
+
+    def _tag(self, request: Request) -> str:
+        return DEFAULT_TAG if self._descriptions.ignores_tags else request.query.get("tag", DEFAULT_TAG)
 
     def _listing_in_progress(self) -> Response:
         page = self._error(

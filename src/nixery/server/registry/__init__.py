@@ -7,7 +7,7 @@ import re
 from nixery.access.audit import AuditLog
 from nixery.access.identity import Right
 from nixery.access.policy import current_access
-from nixery.errors import AccessDenied, BuildNotAllowed, NixeryError, NotVisible
+from nixery.errors import NixeryError
 from nixery.server.clients import base_url
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -30,7 +30,7 @@ class Registry:
     Args:
         permissions: decides who may pull what.
         log_links: whether the message about a failed build links to its log.
-        audit: records pulls and refusals; ``None`` for no record.
+        audit: records pulls; ``None`` for no record.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class Registry:
                     return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
         except NixeryError as error:
             access = current_access()
-            self._record_refusal(match["name"] if match else request.path, error)
             has_links = self._log_links and access.allows_anything(Right.SEE_BUILDS)
             return error_response(access.without_hidden(error), base_url(request) if has_links else None)
 
@@ -88,9 +87,3 @@ class Registry:
         digest = answer.headers.get("Docker-Content-Digest")
         if self._audit is not None and digest is not None and ":" not in reference:
             self._audit.pulled(name, reference, digest)
-
-    def _record_refusal(self, name: str, error: NixeryError) -> None:
-        # Clients without credentials are asked to log in first, and that is no refusal.
-        if self._audit is not None and isinstance(error, AccessDenied | NotVisible | BuildNotAllowed):
-            right = Right.BUILD if isinstance(error, BuildNotAllowed) else Right.PULL
-            self._audit.refused(right, name, str(error))

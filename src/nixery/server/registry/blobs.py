@@ -63,7 +63,7 @@ class Blobs:
         """
         validate_name(name)
         parsed = Digest.parse(digest)
-        await self._permissions.require_digest(name, parsed, BlobUnknown(digest))
+        await self._permissions.require_digest(request, name, parsed, BlobUnknown(digest))
         self._leases.renew_holding(parsed)
         blob = self._small.kept(parsed) or await self._find(parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size

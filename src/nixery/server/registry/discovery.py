@@ -69,6 +69,7 @@ class Discovery:
 
         Raises:
             InvalidName: the name is outside the grammar.
+            LoginRequired: the client sent no credentials, and some may show more tags.
             NameUnknown: no image of this name was built.
             TooBusy: too many listings are waiting.
         """
@@ -76,6 +77,7 @@ class Discovery:
         if not self._public:
             return _denied()  # the same answer whether or not tags exist
         self._permissions.require_some_tag(name)
+        self._permissions.require_login(request, name)
         size, last = _page_size(request), request.query.get("last", "")
         async with self._slots.slot():
             read = partial(self._catalogue.tags, name)
@@ -92,13 +94,14 @@ class Discovery:
         Raises:
             InvalidName: the name is outside the grammar.
             InvalidDigest: so is the digest.
+            LoginRequired: the client sent no credentials, and some may show more.
             TooBusy: too many listings are waiting.
         """
         validate_name(name)
         subject = Digest.parse(digest)
         try:
             await self._permissions.require_digest(
-                name, subject, ManifestUnknown(digest, "is not stored here")
+                request, name, subject, ManifestUnknown(digest, "is not stored here")
             )
         except ManifestUnknown:
             # Like a digest that does not exist (distribution specification, Listing Referrers).

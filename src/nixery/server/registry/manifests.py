@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from nixery.access.policy import current_access
+from nixery.access.identity import Right
+from nixery.access.policy import current_access, note_quota, note_refusal
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
 from nixery.builds.index_records import PackageVersion
@@ -19,6 +20,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.plain_text import shortened
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, elements, matches
+from nixery.server.published_packages import visible_versions
 from nixery.server.registry.permissions import Permissions
 from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
@@ -56,6 +58,9 @@ _READS, _WAITING = 16, 2048
 _EXPLAINED, _SHOWN = 2, 3
 _LONGEST_VERSION, _LONGEST_TAG = 40, 64
 _VERSIONS_TIMEOUT = 2.0
+
+# Clients take a tag for a version, but a directory has one state.
+_IGNORED = "the tag was ignored: the package source has one state, latest; a tag is no version of a package"
 
 _WILDCARDS = frozenset({"*/*", "application/*"})
 
@@ -99,7 +104,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                await self._permissions.require_digest(name, digest, _unknown(digest))
+                await self._permissions.require_digest(request, name, digest, _unknown(digest))
                 document = self._cached(digest) or await self._stored(digest)
                 self._permissions.note_part(name, document)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
@@ -113,21 +118,26 @@ class Manifests:
                     found = await self._images.get(requests, tag.name, may_build=may_build)
                 except TagUnknown as error:
                     raise await self._explained(error, requests[0]) from None
-                except BuildNotAllowed:
+                except BuildNotAllowed as error:
                     # Who logs in may be allowed to.
                     if current_access().identity.is_anonymous:
                         raise LoginRequired(f"log in to have {name} built, which was not built yet") from None
+                    note_refusal(Right.BUILD, name, str(error))
+                    raise
+                except NixeryError as error:
+                    note_quota(name, error)
                     raise
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
                 # Caches between the server and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
-                if found.pinned.warning:
+                warning = found.pinned.warning or (_IGNORED if found.tag != tag.name else "")
+                if warning:
                     # RFC 7234, 5.5.7; containerd shows it.
-                    headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
+                    headers["Warning"] = f'299 - "{_quotable(warning)}"'
                 answered = _negotiate(elements(request, "accept"), image)
-                await self._permissions.note(name, found.tag, answered)
+                await self._permissions.note(name, tag.name, found.tag, answered)
                 return _answer(request, answered, headers)
 
     async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
@@ -139,7 +149,8 @@ class Manifests:
             found = await asyncio.wait_for(versions, _VERSIONS_TIMEOUT)
         except (TimeoutError, NixeryError):
             found = {}
-        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in found.items())
+        shown = {name: visible_versions(name, versions) for name, versions in found.items()}
+        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in shown.items() if versions)
         hint = f"; here, {known}" if known else ""
         return TagUnknown(
             error.tag,

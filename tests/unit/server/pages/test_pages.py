@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 import nixery
+from nixery.builds.coordinator import BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import (
     Build,
@@ -27,10 +28,14 @@ from nixery.builds.events import (
 )
 from nixery.builds.history import BuildHistory
 from nixery.builds.image_closure import ClosurePath, ClosureRoot, ImageClosure
+from nixery.builds.index_records import Progress
 from nixery.builds.package_index import PackageIndex
 from nixery.errors import (
+    BuildCancelled,
+    BuildDeadlineExceeded,
     BuildFailed,
     NixeryError,
+    NixTimedOut,
     PackagesUnavailable,
     PlatformFailed,
     Reason,
@@ -42,7 +47,9 @@ from nixery.image.platform import AMD64
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer, MediaType
+from nixery.request_context import Client
 from nixery.server import published_packages
+from nixery.server.build_cancellation import BuildCancellation
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request
 from nixery.server.pages.pages import Pages
@@ -79,7 +86,12 @@ class Site:
         descriptions = cast("ImageDescriptions", self.descriptions)
         self.names = ["git", "htop", "shell/git"]
         images = PublishedImages(cast("Catalogue", FakeCatalogue(self.names)), public=public)
-        self.pages = Pages(published, packages, descriptions, images, (AMD64,), AnswerWriter())
+        cancellation = BuildCancellation(cast("BuildCoordinator", self), published, None, private=True)
+        self.pages = Pages(published, cancellation, packages, descriptions, images, (AMD64,), AnswerWriter())
+
+    def requesters(self, build: str) -> tuple[Client, ...]:  # as a ``BuildCoordinator``
+        assert build
+        return ()
 
     async def get(
         self,
@@ -464,10 +476,11 @@ async def test_pages_with_texts_of_authors_are_written_in_turns_off_the_event_lo
 
 
 async def test_a_search_for_a_misspelt_name_offers_near_names(site: Site) -> None:
-    _, page = await site.get("/packages", query={"q": "gitfu"})
+    _, page = await site.get("/packages", query={"q": "itfull"})
     assert '<a href="/packages/gitfull">gitfull</a>?</p>' in page
     assert "Did you mean" in page
-    for text in ("git", "tool", "a tool", "zzz"):
+    # The results begin with what was meant.
+    for text in ("git", "gitfu", "tool", "a tool", "zzz"):
         _, page = await site.get("/packages", query={"q": text})
         assert "Did you mean" not in page
 
@@ -664,7 +677,12 @@ async def test_stored_images_are_listed(site: Site, history: BuildHistory) -> No
     _, page = await site.get("/images", query={"q": "shell/"})
     assert "/images/shell/git" in page
     assert "/images/htop" not in page
-    for text in ("nothing", '"><script>'):
+    # A package further behind, too; part of a package is no beginning of one.
+    _, page = await site.get("/images", query={"q": "gi"})
+    assert 'href="/images/git"' in page
+    assert "/images/shell/git" in page
+    assert "/images/htop" not in page
+    for text in ("nothing", "it", '"><script>'):
         _, page = await site.get("/images", query={"q": text})
         assert "begins like that" in page
         assert "<script>" not in page
@@ -710,3 +728,91 @@ async def test_the_api_has_a_page(site: Site) -> None:
 
 async def test_the_footer_has_the_version(site: Site) -> None:
     assert f"nixery {nixery.__version__}" in (await site.get("/help"))[1]
+
+
+async def test_the_page_of_an_image_says_that_a_directory_ignores_tags(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:2.7")
+    assert "This server has no tag" not in page
+    assert "shell/<wbr>git:2.7" in page
+    site.descriptions.ignores_tags = True
+    _, page = await site.get("/images/shell/git:2.7")
+    assert "This server has no tag <b>2.7</b>" in page
+    assert 'href="/packages?q=git"' in page
+    assert "git:2.7" not in page
+    assert "registry.example/<wbr>shell/<wbr>git:latest" in page
+    _, page = await site.get("/images/shell/git")
+    assert "This server has no tag" not in page
+
+
+async def test_the_page_of_a_package_ignores_tags_as_its_source_does(site: Site) -> None:
+    _, page = await site.get("/packages/git", query={"tag": "v1"})
+    assert "git:v1" in page
+    site.descriptions.ignores_tags = True
+    _, page = await site.get("/packages/git", query={"tag": "v1"})
+    assert "git:v1" not in page
+    assert "git:latest" in page
+
+
+async def test_the_page_of_a_package_leads_to_the_composer_and_has_the_size_of_its_image(
+    history: BuildHistory,
+) -> None:
+    site = Site(history, public=True)
+    _, page = await site.get("/packages/git")
+    assert 'href="/?packages=git&amp;shell=1#compose"' in page
+    assert "to download" not in page
+    # One platform is that of the index, and says nothing.
+    assert "Platforms" not in page
+    (request,) = requests_for("shell/git", (AMD64,))
+    layer = Layer(Descriptor(MediaType.OCI_LAYER_GZIP, Digest.of(b"1"), 78_000_000), Digest.of(b"2"), ())
+    build = Build.of(request, PIN)
+    for event in (Started(), Evaluated(()), Grouped(1), LayerPacked(layer), Stored(Digest.of(b"3"), 1)):
+        history.observe(build, event)
+    _, page = await site.get("/packages/git")
+    assert "shell/git takes 78.0 MB to download." in page
+
+
+async def test_the_page_of_an_unknown_package_searches_and_links_near_names(site: Site) -> None:
+    answer, page = await site.get("/packages/gitful")
+    assert answer.status == 404
+    assert "The package set has no package gitful. Did you mean" in page
+    assert '<a href="/packages/gitfull">gitfull</a>?' in page
+    assert 'name="q" type="text" value="gitful"' in page
+
+
+async def test_a_search_says_that_descriptions_are_missing(site: Site) -> None:
+    note = "packages can be missing here"
+    _, page = await site.get("/packages", query={"q": "git"})
+    assert note in page
+    site.index.progress = Progress("r1", 1, 1, (), 0, is_complete=True)
+    _, page = await site.get("/packages", query={"q": "git"})
+    assert note not in page
+
+
+async def test_the_page_of_a_failed_build_says_how_long_the_failure_is_repeated(
+    history: BuildHistory,
+) -> None:
+    site = Site(history, public=True)
+    site.pages._remembered = 30
+    (request,) = requests_for("git", (AMD64,))
+    shown = {}
+    for error in (BuildFailed("a.drv", (), "builder failed"), BuildCancelled("an administrator")):
+        build = Build.of(request, PIN)
+        for event in (Started(), Evaluated(()), Failed(error)):
+            history.observe(build, event)
+        _, page = await site.get(f"/builds/{build.id}")
+        shown[type(error)] = "For about 30 s, the server repeats this failure" in page
+    assert shown == {BuildFailed: True, BuildCancelled: False}
+
+
+async def test_the_heading_of_a_build_that_took_too_long_says_so(history: BuildHistory) -> None:
+    site = Site(history, public=True)
+    (request,) = requests_for("git", (AMD64,))
+    headings = []
+    for error in (NixTimedOut("a-1.drv", 8), BuildDeadlineExceeded(8)):
+        build = Build.of(request, PIN)
+        for event in (Started(), Evaluated(()), Failed(error)):
+            history.observe(build, event)
+        _, page = await site.get(f"/builds/{build.id}")
+        headings += re.findall(r'<h2 id="failure-title">(.*?)</h2>', page)
+        assert "which the operator of the server can raise" in page
+    assert headings == ["a-1 took too long", "The build took too long"]

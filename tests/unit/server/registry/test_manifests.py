@@ -66,6 +66,17 @@ async def test_an_outdated_pin_is_a_warning_in_a_quoted_string(stored: StoredIma
     assert answer.headers["Warning"] == '299 - "cannot reach  https://example.org : n  "'
 
 
+async def test_a_tag_that_a_directory_ignores_is_a_warning(stored: StoredImage) -> None:
+    registry, images = stored.registry()
+    images.listed = "latest"
+    assert "Warning" not in (await get(registry, "latest")).headers
+    answer = await get(registry, "2.7")
+    assert answer.status == 200
+    assert answer.headers["Warning"].startswith(
+        '299 - "the tag was ignored: the package source has one state'
+    )
+
+
 async def test_the_error_about_an_unknown_tag_has_the_known_versions(stored: StoredImage) -> None:
     registry, images = stored.registry(index=FakeIndex())
     images.error = TagUnknown("2.4", "the package source has no such tag")

@@ -103,12 +103,32 @@ async function build(name, tag, button) {
       return;
     }
     // The answer is the build of this page if it failed a moment ago: a retry would repeat its error.
-    problem.textContent = response.ok ? "The server remembers this failure and builds again in a minute at most. Try again then." : answer.errors[0].message;
+    problem.textContent = response.ok ? "The server still repeats this failure. Try again in a minute." : answer.errors[0].message;
   } catch {
     problem.textContent = "The server cannot be reached.";
   }
   problem.hidden = false;
   button.disabled = false;
+}
+
+// The button is on the page of who may cancel the build. The page follows the build to its end.
+function cancelling(button, id) {
+  const problem = $("cancel-problem");
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    if (!confirm("Cancel this build? Clients that wait for it get an error.")) return;
+    problem.hidden = true;
+    button.disabled = true;
+    try {
+      const response = await fetch(`/api/v1/builds/${id}/cancel`, { method: "POST" });
+      if (response.ok) return say("The build is being cancelled");
+      problem.textContent = (await response.json()).errors[0].message;
+    } catch {
+      problem.textContent = "The server cannot be reached.";
+    }
+    problem.hidden = false;
+    button.disabled = false;
+  });
 }
 
 function compose(section) {
@@ -143,7 +163,9 @@ function compose(section) {
   $("packages-help").after(notes);
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
-  const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
+  // Words of a description, for which packages are offered, are no part of the name.
+  const named = () => typed().length > 1 && options.length && !options.some((found) => typed().includes(found.name)) ? [] : typed();
+  const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...named()].filter(Boolean).join("/");
 
   function show() {
     const image = name() || "shell/git";
@@ -152,7 +174,7 @@ function compose(section) {
       const words = line.replace(section.dataset.reference, () => reference).split(" ").map(breakable);
       code.replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
     }
-    hidden.value = [...chosen, ...typed()].join(" ");
+    hidden.value = [...chosen, ...named()].join(" ");
     button.disabled = !name();
     chips.replaceChildren(...chosen.map((package_) => {
       const problem = problemOf(package_);
@@ -240,10 +262,12 @@ function compose(section) {
     if (wrong.length) say(wrong.map((package_) => `${package_}: ${problemOf(package_)}`).join(". "));
   }
 
+  // Words that have their meaning at the beginning of a name.
+  const isField = (word) => word === "shell" || [...platform.options].some(({ value }) => value && value === word);
+
   function add(package_) {
-    // These have their meaning at the beginning of a name: they are fields here.
     if (package_ === "shell") shell.checked = true;
-    else if ([...platform.options].some(({ value }) => value && value === package_)) platform.value = package_;
+    else if (isField(package_)) platform.value = package_;
     else if (package_ && !chosen.includes(package_)) chosen.push(package_);
     input.value = "";
     close();
@@ -345,6 +369,7 @@ function compose(section) {
     const still = selected === undefined ? -1 : options.findIndex((found) => found.name === selected);
     select(still >= 0 ? still : options[0]?.name === text ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
+    if (typed().length > 1) show();
   }
 
   // A space ends the name of a package, or is between words of a description: a name is chosen if there is such a package.
@@ -354,8 +379,8 @@ function compose(section) {
     try {
       for (let match; (match = /^\s*([^\s,]+)\s+/.exec(input.value)); ) {
         const word = match[1].toLowerCase();
-        const { packages } = await search(word, 1);
-        if (packages[0]?.name !== word || !input.value.startsWith(match[0])) break;
+        const found = isField(word) || (await search(word, 1)).packages[0]?.name === word;
+        if (!found || !input.value.startsWith(match[0])) break;
         const rest = input.value.slice(match[0].length);
         add(word);
         input.value = rest;
@@ -423,6 +448,15 @@ function nothingWritten(build) {
   if (stage === "evaluate") return "Nix is evaluating the packages. Builders start after that.";
   if (build.builders.length) return `${build.builders.at(-1).name} has written nothing so far.`;
   return build.to_fetch_paths ? "Nix is fetching packages. Only builders write a log." : "No builder is running yet.";
+}
+
+// Failures that the server repeats for a while; pages.py has the same ones.
+const REPEATED = new Set(["unknown-package", "unavailable", "evaluation", "builder", "timeout", "too-large"]);
+
+function failureTitle({ failed, failure }) {
+  if (failure === "timeout") return `${failed ?? "The build"} took too long`;
+  if (failed) return `${failed} did not build`;
+  return failure === "cancelled" ? "The build was cancelled" : "The build failed";
 }
 
 function follow(page) {
@@ -500,11 +534,17 @@ function follow(page) {
     if (build.ended !== null) {
       over = true;
       $("failure").hidden = build.error === null;
-      $("failure-title").textContent = build.failed ? `${build.failed} did not build` : "The build failed";
+      if ($("stop")) $("stop").hidden = true;
+      $("failure-title").textContent = failureTitle(build);
       $("tail").textContent = build.tail.map((line) => `${line}\n`).join("");
       $("tail").hidden = $("tail-title").hidden = !build.tail.length;
       $("error").textContent = withoutHashes(build.error ?? "");
       if ($("again")) $("again").hidden = build.error === null;
+      const left = Number(page.dataset.remembered);
+      if ($("remembered") && build.error !== null && left && REPEATED.has(build.failure)) {
+        $("remembered").textContent = `For ${about(left)}, the server repeats this failure without building again.`;
+        $("remembered").hidden = false;
+      }
       $("done").hidden = build.manifest === null;
     }
     tick();
@@ -542,6 +582,7 @@ copyButtons();
 if ($("pin")?.dataset.exact) pinning($("pin"));
 if ($("compose")) compose($("compose"));
 if ($("build-page")) follow($("build-page"));
+if ($("cancel")) cancelling($("cancel"), $("build-page").dataset.build);
 if ($("build")?.matches("button")) {
   const button = $("build");
   button.hidden = false;

@@ -16,9 +16,10 @@ import pytest
 
 from nixery.closure import PathInfo, StorePath
 from nixery.errors import StorageError, UnsafeContents
-from nixery.packing import store_tree
+from nixery.packing import local_store
 from nixery.packing.archive import Archive
-from nixery.packing.store_tree import add_store_paths
+from nixery.packing.contents import add_store_paths
+from nixery.packing.local_store import LocalStore
 
 PATH = StorePath("a" * 32 + "-p")
 # Of any size: other tests cover registered sizes.
@@ -33,10 +34,15 @@ def content(tmp_path: Path) -> Path:
     return path
 
 
+def add(archive: Archive, info: PathInfo, content: Path) -> None:
+    with LocalStore(os.fsencode(content.parent)) as store:
+        add_store_paths(archive, [info], store)
+
+
 def archived(content: Path) -> bytes:
     whole = bytearray()
     archive = Archive(whole.extend)
-    add_store_paths(archive, [INFO], os.fsencode(content.parent))
+    add(archive, INFO, content)
     whole.extend(archive.end())
     return bytes(whole)
 
@@ -175,7 +181,7 @@ def test_a_directory_that_cannot_be_listed_is_named(content: Path, monkeypatch: 
 def test_errors_of_the_consumer_are_passed_on(content: Path) -> None:
     (content / "f").write_bytes(bytes(3 << 20))
     with pytest.raises(OSError, match="Input/output error"):
-        add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
+        add(Archive(fail), INFO, content)
 
 
 def test_a_deleted_path_is_named(tmp_path: Path) -> None:
@@ -189,7 +195,7 @@ def info(size: int) -> PathInfo:
 
 def pack(content: Path, size: int) -> None:
     archive = Archive(lambda _: None)
-    add_store_paths(archive, [info(size)], os.fsencode(content.parent))
+    add(archive, info(size), content)
 
 
 def nar_size(path: Path) -> int:
@@ -243,7 +249,7 @@ def test_names_count_towards_the_registered_size(content: Path) -> None:
 
 
 def test_directories_are_bounded(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_tree, "_MOST_NAMES", 10)
+    monkeypatch.setattr(local_store, "_MOST_NAMES", 10)
     for directory in ("b", "a/b", "a/b/c"):
         for number in range(4):
             (content / directory).mkdir(parents=True, exist_ok=True)
@@ -350,7 +356,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_read(
     # The descent stays in an entered directory even if it is moved, and does not enter it again.
     expected = nullcontext() if when == "entered" else pytest.raises(StorageError, match="cannot read")
     with expected:
-        add_store_paths(archive, [INFO], os.fsencode(content.parent))
+        add(archive, INFO, content)
     whole.extend(archive.end())
     assert listings[0] >= at
     assert b"secret" not in whole
@@ -408,7 +414,7 @@ def test_a_directory_with_many_names_is_in_the_order_of_bytes(
     for name in names:
         (content / name).write_text(name)
     whole = archived(content)
-    monkeypatch.setattr(store_tree, "_SORTED_AT_ONCE", 7)
+    monkeypatch.setattr(local_store, "_SORTED_AT_ONCE", 7)
     assert archived(content) == whole
     assert [member.name for member in members(content)][3:] == [f"/{name}" for name in sorted(names)]
 
@@ -427,7 +433,7 @@ def test_other_threads_run_while_a_million_names_are_sorted() -> None:
     thread.start()
     try:
         before = turns
-        in_order = store_tree._in_order(children)
+        in_order = local_store._in_order(children)
         taken = turns - before
     finally:
         is_over.set()

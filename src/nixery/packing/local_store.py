@@ -1,4 +1,4 @@
-"""Store paths as parts of a layer.
+"""Store paths of the local Nix store.
 
 A Nix store keeps four facts of a file: its name, its content, whether it is executable, and the target of a
 symlink. The archive holds nothing else, so that the bytes do not depend on the host (owners, link counts,
@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from types import TracebackType
 from typing import Self
 
-from nixery.closure import STORE_DIRECTORY, PathInfo
+from nixery.closure import PathInfo
 from nixery.errors import StorageError, UnsafeContents, shown
-from nixery.files import LIST, LONGEST_PATH, READ
+from nixery.files import ASK, LIST, LONGEST_PATH, READ, Beneath, read_descriptor
 from nixery.packing.archive import Archive, unreadable
-
-_STORE = STORE_DIRECTORY.encode()
-
-_DIRECTORY, _EXECUTABLE, _PLAIN = 0o555, 0o555, 0o444
+from nixery.packing.contents import DIRECTORY_MODE, EXECUTABLE_MODE, PLAIN_MODE, STORE, Name
 
 # Directories of one store path that are open at the same time. A tree can be deeper than the limit for open
 # files.
@@ -51,33 +48,90 @@ _IS_FILE, _IS_DIRECTORY, _IS_SYMLINK, _IS_OTHER = range(4)
 _Children = list[tuple[bytes, int]]
 
 
-def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = _STORE) -> None:
-    """Add store paths in the given order; names within a directory are sorted by bytes.
+class LocalStore:
+    """The contents of store paths on this machine. A context manager that holds the store open.
+
+    See ``StoreContents`` for its methods.
 
     Args:
-        archive: where they are added, with the directories above them.
-        paths: the layer's store paths, with the bytes that Nix has registered for each.
-        store: directory of the paths on this machine; in the image they are always in ``/nix/store``.
+        store: directory of the store paths on this machine; in an image they are always in ``/nix/store``.
+        emulated: see ``Beneath``.
 
     Raises:
-        StorageError: a store path cannot be read, has a file of a type that Nix does not store, or more bytes
-            than Nix has registered.
-        UnsafeContents: a name is not allowed in an image.
+        StorageError: the store cannot be opened.
     """
-    above = b""
-    for component in _STORE.strip(b"/").split(b"/"):
-        above = above + b"/" + component if above else component
-        archive.directory(above)
-    try:
-        # The only name that is looked up from the root: the operator controls symlinks above the store.
-        descriptor = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise unreadable(store, error) from error
-    try:
-        for path in paths:
-            _StorePath(archive, descriptor, path).add(above + b"/")
-    finally:
-        os.close(descriptor)
+
+    def __init__(self, store: bytes = STORE, *, emulated: bool = False) -> None:
+        try:
+            # The only name that is looked up from the root: the operator controls symlinks above the store.
+            self._beneath = Beneath(store, emulated=emulated)
+        except OSError as error:
+            raise unreadable(store, error) from error
+
+    def expect(self, paths: Iterable[PathInfo]) -> None:
+        """Do nothing: the kernel reads ahead."""
+
+    def add(self, archive: Archive, info: PathInfo) -> None:
+        """Append a store path.
+
+        Raises:
+            StorageError: it cannot be read, has a file of a type that Nix does not store, or more bytes than
+                Nix has registered.
+            UnsafeContents: a name is not allowed in an image.
+        """
+        _StorePath(archive, self._beneath.descriptor, info).add()
+
+    def look(self, name: bytes) -> tuple[int, bytes]:
+        """Return the mode of a file, and the target of a symlink.
+
+        Raises:
+            OSError: it cannot be opened.
+            StorageError: it cannot be read.
+        """
+        descriptor = self._beneath.open(name, ASK)
+        try:
+            # Of the descriptor: by now the name may belong to another file.
+            mode = os.fstat(descriptor).st_mode
+            return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
+        except OSError as error:
+            # The name exists: an error of the kernel must not make it look missing.
+            raise unreadable(STORE + b"/" + name, error) from error
+        finally:
+            os.close(descriptor)
+
+    def names(self, name: bytes) -> Iterator[Name]:
+        """List a directory.
+
+        Raises:
+            OSError: it is not a directory, or cannot be read.
+        """
+        descriptor = self._beneath.open(name, LIST)
+        try:
+            with os.scandir(descriptor) as children:
+                for child in children:
+                    yield Name(os.fsencode(child.name), child.is_dir(follow_symlinks=False))
+        finally:
+            os.close(descriptor)
+
+    def read(self, name: bytes, limit: int) -> bytes:
+        """Return at most ``limit`` bytes from the beginning of a regular file.
+
+        Raises:
+            OSError: it is not a regular file, or cannot be read.
+        """
+        descriptor = self._beneath.open(name, READ)
+        try:
+            return read_descriptor(descriptor, limit)
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._beneath.__exit__(kind, error, trace)
 
 
 class _StorePath:
@@ -89,8 +143,8 @@ class _StorePath:
         self._base_name = info.path.base_name.encode()
         self._registered = self._left = info.nar_size
 
-    def add(self, above: bytes) -> None:
-        name = above + self._base_name
+    def add(self) -> None:
+        name = STORE.strip(b"/") + b"/" + self._base_name
         try:
             mode = os.stat(self._base_name, dir_fd=self._store, follow_symlinks=False).st_mode
         except OSError as error:
@@ -107,7 +161,7 @@ class _StorePath:
     def _add_directory(self, name: bytes) -> None:
         archive = self._archive
         with _Descent(self._store) as descent:
-            archive.directory(name, _DIRECTORY)
+            archive.directory(name, DIRECTORY_MODE)
             # A directory comes before its contents, and those before its next sibling: holds the remaining
             # names of each level.
             children = self._enter(descent, self._base_name, name)
@@ -124,7 +178,7 @@ class _StorePath:
                         archive.symlink(above + child, _target(directory, child, above + child))
                     elif kind == _IS_DIRECTORY:
                         name = above + child
-                        archive.directory(name, _DIRECTORY)
+                        archive.directory(name, DIRECTORY_MODE)
                         children = self._enter(descent, child, name)
                         held += len(children)
                         if held > _MOST_NAMES:
@@ -162,7 +216,9 @@ class _StorePath:
             if not stat.S_ISREG(mode):
                 raise _unsupported_type(name)
             self._take(size, name)
-            self._archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, size)
+            self._archive.file_from(
+                descriptor, name, EXECUTABLE_MODE if mode & stat.S_IXUSR else PLAIN_MODE, size
+            )
         finally:
             os.close(descriptor)
 

@@ -1,0 +1,1 @@
+"""Whether the time of a refusal tells what exists."""

@@ -1,0 +1,1 @@
+"""Whether images from a binary cache are those of the local Nix store."""
