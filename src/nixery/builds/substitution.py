@@ -286,22 +286,30 @@ class Names(MutableMapping[StorePath, Listing]):
 
     async def _load(self, path: StorePath) -> Listing | None:
         listing = await self._substitution.listing(self._nar_hashes[path])
-        if listing is not None:
-            self._add(path, listing)
+        if listing is not None and self._add(path, listing, replace=False):
             self._remembered[path] = len(listing.kept.items())
-        return listing
+        return self._known.get(path)
 
-    def _add(self, path: StorePath, listing: Listing) -> None:
-        """Add a listing, within the limit of the image.
+    def _add(self, path: StorePath, listing: Listing, *, replace: bool) -> bool:
+        """Add a listing, within the limit of the image; return whether it was added.
+
+        Args:
+            path: its store path.
+            listing: of the store path.
+            replace: whether it comes from a NAR. A record, which may be wrong, replaces nothing that a NAR has given
+                meanwhile.
 
         Raises:
             UnsafeContents: they exceed it together.
         """
         with self._lock:
             before = self._known.get(path)
+            if before is not None and not replace:
+                return False
             self._left -= listing.text_size - (before.text_size if before is not None else 0)
             self.require_room(path)
             self._known[path] = listing
+            return True
 
     def require_room(self, path: StorePath) -> None:
         """Check that the limit is not exceeded yet, before another store path is fetched in vain.
@@ -327,7 +335,7 @@ class Names(MutableMapping[StorePath, Listing]):
         known = self._known.get(path)
         if known is not None and not known.agrees_with(listing):
             self._wrong.add(path)
-        self._add(path, listing)
+        self._add(path, listing, replace=True)
 
     def __delitem__(self, path: StorePath) -> None:
         with self._lock:

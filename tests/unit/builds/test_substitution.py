@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -82,3 +83,16 @@ async def test_a_cache_that_adds_to_narinfos_does_not_fill_the_memory(records: R
             await substitution.closures([whole.path])
         assert len(server.requests) < 200
         await substitution.close()
+
+
+async def test_a_record_replaces_no_names_that_a_nar_has_given_meanwhile(substitution: Substitution) -> None:
+    path, nar_hash = store_path("packed"), "0" * 64
+    wrong, right = _listing(0, 10), _listing(1, 10)
+    await substitution.keep_listing(nar_hash, wrong)
+    names = Names(substitution, {path: nar_hash})
+    reading = asyncio.create_task(names.have([path]))
+    names[path] = right  # a thread packs the path while the record is read
+    await reading
+    assert names[path] is right
+    await names.keep()
+    assert await substitution.listing(nar_hash) is right
