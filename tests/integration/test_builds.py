@@ -30,7 +30,7 @@ def test_a_failed_build_is_reported_with_its_log(client: RegistryClient) -> None
     assert detail["derivation"].endswith("-fails-1.0.drv")
     assert detail["log"] == ["only line of the log"]
     assert "only line of the log" in response.error["message"]
-    assert "fails-1.0.drv" in response.error["message"]
+    assert "building fails-1.0 failed: builder failed with exit code 3" in response.error["message"]
     assert "3" in response.error["message"]
 
 
