@@ -148,7 +148,7 @@ class Provider:
             # A path that is valid in the store is read from there, with the references that it has there.
             remote = {path: narinfo for path, narinfo in cached.items() if path not in infos}
             whole = Closure([*infos.values(), *(narinfo.info for narinfo in remote.values())])
-            if self._substitution is None or not remote:
+            if self._substitution is None or (local is not None and not remote):
                 yield Provision(whole, local or stack.enter_context(LocalStore()))
                 return
             files, names = stack.enter_context(self._substitution.contents(whole, remote))
