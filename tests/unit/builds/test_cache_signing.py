@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from nixery.builds.cache_signing import CacheKey, CacheKeys, new_key, read_cache_key, shared_keys
 from nixery.closure import PathInfo, StorePath
@@ -14,7 +14,11 @@ from nixery.errors import SettingsError
 from nixery.gc.records import CHECKS
 from nixery.storage.records import CACHE_KEYS, RecordStore
 
-KEY = new_key()
+# The same in each process, since tests are named by their parameters.
+_PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY = CacheKey.parse(
+    b"test-1:" + base64.b64encode(_PRIVATE.private_bytes_raw() + _PRIVATE.public_key().public_bytes_raw())
+)
 PATH, OTHER = StorePath(f"{'0' * 32}-path"), StorePath(f"{'1' * 32}-other")
 
 
