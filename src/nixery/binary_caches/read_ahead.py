@@ -71,7 +71,7 @@ class ReadAhead:
         with self._lock:
             fetch = self._expected.pop(path, None)
         # All threads may be fetching what other layers need later. The packing thread itself waits for no cache, so
-        # that it can be told to stop.
+        # that `check` can end its work.
         if fetch is None or fetch.take_over():
             fetch = _Fetch(self._room)
             arguments = (self._open_nar, path, LARGEST_MEMORY)
@@ -128,7 +128,7 @@ class _Fetch:
             return True
 
     def abandon(self) -> None:
-        """End the fetch: nobody reads the rest."""
+        """End the fetch. The caller reads no more of it."""
         with self._changed:
             self._is_abandoned = True
             self._waiting.clear()

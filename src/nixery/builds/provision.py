@@ -184,8 +184,8 @@ class Provider:
                 trusted.add(output.path)
             elif output.is_realised:
                 raise WrongDeriver
-        reached = _closure_of(trusted, found)
-        return {path: found[path] for path in reached}
+        closure = Closure(narinfo.info for narinfo in found.values())
+        return {path: found[path] for path in closure.reachable(trusted)}
 
     async def _is_all_valid(self, installables: Sequence[str]) -> bool:
         return self._nix is not None and await self._nix.has(installables)
@@ -285,14 +285,3 @@ def _require_derivers(outputs: Iterable[_Output], closure: Closure) -> None:
     for output in outputs:
         if output.is_realised and closure[output.path].deriver != str(output.derivation):
             raise WrongDeriver
-
-
-def _closure_of(paths: Iterable[StorePath], narinfos: Mapping[StorePath, NarInfo]) -> set[StorePath]:
-    reached: set[StorePath] = set()
-    waiting = list(paths)
-    while waiting:
-        path = waiting.pop()
-        if path not in reached:
-            reached.add(path)
-            waiting += narinfos[path].info.references
-    return reached

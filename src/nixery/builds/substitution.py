@@ -156,7 +156,7 @@ class Substitution:
             ended.set()
 
     async def listing(self, nar_hash: str) -> Listing | None:
-        """Return the names of a store path; ``None`` if nobody has read its NAR yet."""
+        """Return the names of a store path; ``None`` if no server of the storage has read its NAR."""
         known = self._listings.get(nar_hash)
         if known is not None:
             return known

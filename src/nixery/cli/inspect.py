@@ -255,7 +255,7 @@ def _print_paths(closure: ImageClosure, console: Console) -> None:
 
 
 def _fold(table: Table) -> None:
-    """Fold names on a narrow terminal: cut ones cannot be told apart."""
+    """Fold names on a narrow terminal. Two names that are cut may look alike."""
     for column in table.columns:
         column.overflow = "fold"
 

@@ -131,7 +131,7 @@ class NixGarbageCollector:
     def _register(self, link: Path, path: StorePath) -> None:
         link.symlink_to(str(path))
         registration = self._registration(link)
-        # A name that nobody else uses: the directory of the link is new, and belongs to this process.
+        # No other process uses this name: the directory of the link is new, and belongs to this process.
         registration.symlink_to(link)
 
     def _registration(self, link: Path) -> Path:
